@@ -1,0 +1,87 @@
+// Exchange: one group of a bucket's layers on its way through one collective. A small state
+// machine so that the reducer can overlap the encode of one bucket with the wire time of another
+// and still issue transfers in the same order on every rank. Buffers are allocated at
+// construction; start, next and finish allocate only the Transfer. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "compressors/core/codec.h"
+#include "compressors/core/memory.h"
+
+namespace thinwire {
+
+// A layer as the exchange sees it. Names and shapes outlive the exchange.
+struct ExchangeLayer {
+  std::string_view name;
+  std::span<const std::int64_t> shape;
+  std::int64_t elements = 0;
+  DType dtype = DType::kF32;
+  std::uint64_t key_hash = 0;             // of the whole layer's Key
+  const PayloadCodec* payload = nullptr;  // one of the two, or neither: dense
+  const LinearCodec* linear = nullptr;
+};
+
+// Where memories live between steps: owned by the reducer, keyed by what they remember, so that
+// they survive bucket rebuilds. Pointers stay valid for the store's life.
+enum class MemoryRole : std::uint8_t { kWorker = 0, kOwner = 1 };
+class MemoryStore {
+ public:
+  virtual ~MemoryStore() = default;
+  // The memory of elements [begin, end) of layer `name`, made on first use; null when the layer's
+  // policy says ef=off or its codec loses nothing.
+  virtual Memory* memory(std::string_view name, std::int64_t begin, std::int64_t end,
+                         MemoryRole role) = 0;
+};
+
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+
+  // Number of transfers from start() to the result, the same on all ranks: 1 for dense and sparse,
+  // 2 for requantising, rounds() for linear.
+  virtual int transfers() const = 0;
+
+  // Encodes and starts the first transfer. grads[i] belongs to layer i; `weight` multiplies each
+  // rank's contribution in the sum (1/P for a mean). grads stay borrowed until finish().
+  virtual std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
+                                          std::span<const TensorView> grads) = 0;
+  // After transfer t in [1, transfers()) - 1 is done: works on it and starts the next.
+  virtual std::unique_ptr<Transfer> next() = 0;
+  // After the last transfer is done: every grad holds the reduced result, the same bits on all
+  // ranks. Returns per layer whether any rank had NaN/Inf in it (then that grad is all NaN).
+  virtual std::span<const std::uint8_t> finish() = 0;
+
+  // Bytes of this rank's messages a step (payload, before the transport's own algorithm).
+  virtual std::size_t message_bytes() const = 0;
+  // Buffers held, in bytes.
+  virtual std::size_t buffer_bytes() const = 0;
+};
+
+// collectives/dense.cpp: the transport's own allreduce on one flat fp32 (fp64 for fp64 layers)
+// buffer; the transport must promise identical bits.
+std::unique_ptr<Exchange> make_dense_exchange(Communicator& comm,
+                                              std::vector<ExchangeLayer> layers);
+// collectives/sparse.cpp: all bodies in one message of slots, allgather, accumulate in rank order.
+// Layers without a codec ride along as raw fp32 values.
+std::unique_ptr<Exchange> make_sparse_exchange(Communicator& comm,
+                                               std::vector<ExchangeLayer> layers,
+                                               MemoryStore& memories);
+// collectives/requantising.cpp: each layer is cut into P ranges at multiples of the codec's
+// granularity; ranges go to their owner, who sums in fp32 in rank order, re-encodes with its own
+// residual and sends to all. Owner p of range i is (i + key_hash) mod P.
+std::unique_ptr<Exchange> make_requantising_exchange(Communicator& comm,
+                                                     std::vector<ExchangeLayer> layers,
+                                                     MemoryStore& memories);
+// collectives/linear.cpp: the projections of all layers in one flat fp32 buffer a round, summed by
+// the transport.
+std::unique_ptr<Exchange> make_linear_exchange(Communicator& comm,
+                                               std::vector<ExchangeLayer> layers,
+                                               MemoryStore& memories);
+
+}  // namespace thinwire

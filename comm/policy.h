@@ -1,0 +1,75 @@
+// Policy: the user's rules; Plan: what they make of a layer table. Immutable values.
+//
+// A policy is one line (a codec spec for every eligible layer) or TOML:
+//
+//   policy = "topk:0.01,values=q8"      # the default for layers no rule names
+//   min_elements = 1024                 # smaller layers go dense
+//   [[rule]]                            # the first rule that matches decides
+//   name = "*.embedding.*"              # shell-style glob over the parameter's name
+//   dims = 2                            # optional: number of dimensions
+//   min_elements = 100000               # optional, also max_elements
+//   policy = "q8"
+//
+// Layers with at most one dimension (biases, norms) and layers under min_elements go dense unless a
+// rule with a `name` names them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "compressors/core/spec.h"
+#include "compressors/core/tensor_view.h"
+
+namespace thinwire {
+
+struct Layer {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  DType dtype = DType::kF32;
+
+  std::int64_t elements() const;
+};
+
+struct PolicyRule {
+  std::string name_glob;  // empty: any
+  std::optional<int> dims;
+  std::optional<std::int64_t> min_elements;
+  std::optional<std::int64_t> max_elements;
+  Codec codec;
+};
+
+class Policy {
+ public:
+  // One line, TOML text, or "@FILE" for a TOML file. PolicyError with place and nearest spelling.
+  static Policy parse(std::string_view text);
+
+  // The codec of a layer and the reason in words ("default", "rule 2: *.embedding.*",
+  // "dense: 1 dimension", "dense: 10 < 1024 elements").
+  struct Choice {
+    Codec codec;
+    std::string reason;
+  };
+  Choice choose(const Layer& layer) const;
+
+  // Canonical text: equal for equal policies, hashed in the handshake.
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_;
+  Codec fallback_;
+  std::int64_t min_elements_ = 1024;
+  std::vector<PolicyRule> rules_;
+};
+
+struct Plan {
+  std::vector<Policy::Choice> choices;  // one a layer
+
+  // PolicyError when the policy asks for compression and no layer gets any, or when a rule
+  // matches nothing; the message lists the layer names nearest to the rule's.
+  static Plan make(const Policy& policy, const std::vector<Layer>& layers);
+};
+
+}  // namespace thinwire

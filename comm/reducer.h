@@ -1,0 +1,136 @@
+// GradientReducer: reduces the gradients of a layer table over a private group, compressed as the
+// plan says. Owns the group, the memories and one communication thread; gradients stay the
+// caller's and are borrowed from reduce() until the reduction is done. reduce(), stats() and the
+// state calls may come from any thread, one at a time; every rank calls reduce() with the same
+// buckets in the same order.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "comm/policy.h"
+
+namespace thinwire {
+
+enum class ReduceOp : std::uint8_t { kMean, kSum };
+
+struct ReducerOptions {
+  std::string stream = "grad";  // Key::stream
+  ReduceOp op = ReduceOp::kMean;
+  std::chrono::milliseconds deadline{300'000};       // of every wait on a peer
+  std::chrono::milliseconds roll_call_grace{3'000};  // after a failure
+  int threads = 1;                                   // of each encode and decode
+};
+
+struct BucketLayer {
+  std::size_t layer = 0;  // index in the layer table
+  TensorView grad;        // contiguous, the table's dtype and element count
+};
+
+struct Bucket {
+  std::vector<BucketLayer> layers;
+  // The step's last bucket: when it is done the step's memory commits, or rolls back when any rank
+  // had NaN/Inf in any layer.
+  bool last = true;
+};
+
+struct LayerStats {
+  std::string name;
+  std::int64_t elements = 0;
+  std::string codec;           // canonical spec, "none" for dense
+  std::string reason;          // why this codec
+  std::size_t slot_bytes = 0;  // this rank's payload a step
+  double ratio = 1;            // fp32 bytes / slot bytes
+  std::uint64_t nonfinite_steps = 0;
+};
+
+struct ReducerStats {
+  std::uint64_t steps = 0;             // committed or rolled back
+  std::uint64_t skipped_steps = 0;     // rolled back
+  std::uint64_t wire_bytes = 0;        // sent by this rank, headers included
+  std::uint64_t dense_wire_bytes = 0;  // what a ring allreduce of the same gradients as fp32 sends
+  double ratio = 1;                    // dense_wire_bytes / wire_bytes
+  double ratio_bf16 = 1;               // half of it
+  std::size_t memory_bytes = 0;        // residuals, all generations
+  std::size_t buffer_bytes = 0;        // messages and scratch
+  double encode_seconds = 0;           // on the communication thread: start and next
+  double decode_seconds = 0;           // finish
+  double wait_seconds = 0;             // blocked on the wire
+  std::vector<LayerStats> layers;
+};
+
+// A residual or counter of the state: bytes under a key. Restored bit for bit.
+struct StateEntry {
+  std::string key;  // "worker/NAME/BEGIN:END", "owner/NAME/BEGIN:END"
+  std::vector<float> residual;
+};
+struct ReducerState {
+  int version = 1;
+  int rank = 0;
+  int world_size = 1;
+  std::uint64_t step = 0;
+  double loss_scale = 1;
+  std::string policy;
+  std::vector<StateEntry> entries;
+};
+
+class Reduction {
+ public:
+  virtual ~Reduction() = default;
+  // Blocks until every gradient of the bucket holds the result; rethrows PeerLost, CorruptPayload,
+  // NonFiniteError, ... After an exception gradients of the step are unspecified and memory is at a
+  // committed step.
+  virtual void wait() = 0;
+};
+
+class GradientReducer {
+ public:
+  // Collective: all ranks exchange version, policy and layer table; MismatchError names the ranks
+  // and the field that differ, with every rank's value.
+  GradientReducer(std::unique_ptr<Communicator> comm, std::vector<Layer> layers, Policy policy,
+                  ReducerOptions options = {});
+  // Waits for reductions in flight (bounded by the deadline), ends the thread.
+  ~GradientReducer();
+  GradientReducer(const GradientReducer&) = delete;
+  GradientReducer& operator=(const GradientReducer&) = delete;
+
+  // Starts the reduction and returns at once. `done` (may be empty) is called on the
+  // communication thread when the bucket's result is in place, with the error if there was one;
+  // it must not call back into the reducer. Errors of use (unknown layer, wrong size or dtype, a
+  // layer twice in a step) throw here, with rank and layer named.
+  // World size 1: gradients are untouched (kMean, kSum alike), nothing is encoded.
+  std::shared_ptr<Reduction> reduce(Bucket bucket,
+                                    std::function<void(std::exception_ptr)> done = {});
+
+  // The last finished step was rolled back (NaN/Inf somewhere); the same on every rank.
+  bool last_step_skipped() const;
+  // New gradients come multiplied by `scale`: residuals are rescaled to match. Between steps only.
+  void set_loss_scale(double scale);
+
+  ReducerStats stats() const;
+  const Plan& plan() const;
+  const std::vector<Layer>& layers() const;
+  // One paragraph for the log: what is compressed how, what goes dense and why, memory to be taken.
+  std::string summary() const;
+
+  // Between steps only. restore: InvalidArgument for another version, rank, world size, policy or
+  // layer table, naming expected and got.
+  ReducerState state() const;
+  void restore(const ReducerState& state);
+
+  // Ends everything in flight with TransportError; idempotent; any thread.
+  void abort() noexcept;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thinwire

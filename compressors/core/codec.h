@@ -1,0 +1,111 @@
+// The two kinds of codec. Codecs are immutable after construction and safe to call from several
+// threads at once; all state is the caller's (gradient, Memory, workspace, round state). No call
+// allocates, synchronises with a device, prints, or touches the network.
+//
+// PayloadCodec: one shot, any receiver can decode. LinearCodec: what it sends may be averaged by
+// the transport's own allreduce, in rounds.
+//
+// Same input, key, step and sender give the same bytes on every thread count and SIMD target;
+// decode and accumulate give the same floats on every SIMD target.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "compressors/core/context.h"
+#include "compressors/core/error.h"
+#include "compressors/core/memory.h"
+#include "compressors/core/tensor_view.h"
+
+namespace thinwire {
+
+struct Traits {
+  bool lossless = false;
+  bool unbiased = false;   // E[decode(encode(x))] = x without error feedback
+  bool sparse = false;     // a payload touches few positions: allgather it
+  bool exact_sum = false;  // accumulate adds the sender's values without rounding them first
+  // Elements whose encoding is independent: ranges of a tensor that begin at multiples of this
+  // encode to the same bytes as inside the whole. 0: only the whole tensor.
+  std::int64_t granularity = 1;
+};
+
+struct EncodeResult {
+  std::size_t bytes = 0;   // written to `out`, <= slot_bytes(n)
+  bool nonfinite = false;  // NaN or Inf in the gradient: the body says so, memory stays unwritten
+  bool empty = false;      // every gradient element was zero: nothing sent, memory stays unwritten
+};
+
+class PayloadCodec {
+ public:
+  virtual ~PayloadCodec() = default;
+
+  // Canonical spec, e.g. "topk:0.01,values=q8". Changes when the bytes change.
+  virtual std::string name() const = 0;
+  virtual Traits traits() const = 0;
+
+  // The planned size in bytes of the body of an n-element tensor. A body never exceeds it; what
+  // does not fit, smallest values first, stays in the residual.
+  virtual std::size_t slot_bytes(std::int64_t n) const = 0;
+  // Scratch that encode, decode or accumulate of n elements may need, in bytes.
+  virtual std::size_t workspace_bytes(std::int64_t n) const = 0;
+
+  // Encodes v = grad + decay * residual into `out` (at least slot_bytes(n) long) and writes the new
+  // residual v - decode(body) to memory.next(), fused. `memory` may be null: v = grad, and the
+  // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so). Under
+  // ctx.gradient_after == kZero grad is all +0 afterwards. `out` beyond result.bytes is untouched.
+  // NaN/Inf in v: a one-byte body, result.nonfinite, memory unwritten. All-zero grad with a
+  // memory: a one-byte body, result.empty, memory unwritten.
+  virtual EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
+                              std::span<std::byte> out) const = 0;
+
+  // Decodes exactly out.elements values; every element of `out` is written, rounded once to
+  // out.dtype. A nonfinite body gives NaN everywhere, an empty one zeros. Any bytes are accepted:
+  // CorruptPayload when they are no body of that many elements. Trailing bytes are not looked at.
+  // Bounded: O(n) time, no allocation.
+  virtual void decode(const Context& ctx, std::span<const std::byte> body,
+                      TensorView out) const = 0;
+
+  // out[i] += weight * decoded[i], fp32, one rounding for the product and one for the sum, never
+  // contracted into an fma. Sparse codecs touch only the sent positions.
+  virtual void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
+                          std::span<float> out) const = 0;
+};
+
+// First byte of every body, common to all families; family modes begin at kFamily.
+enum class BodyMode : std::uint8_t { kEmpty = 0, kNonFinite = 1, kFamily = 16 };
+
+class LinearCodec {
+ public:
+  virtual ~LinearCodec() = default;
+
+  virtual std::string name() const = 0;
+  virtual Traits traits() const = 0;
+
+  virtual int rounds() const = 0;
+  // fp32 elements that round `round` in [0, rounds()) puts on the wire for a tensor of `shape`.
+  virtual std::int64_t round_elements(std::span<const std::int64_t> shape, int round) const = 0;
+  // Bytes of per-tensor state the caller keeps from project(0) to absorb(last), aligned to 64.
+  virtual std::size_t round_state_bytes(std::span<const std::int64_t> shape) const = 0;
+
+  struct Tensor {
+    TensorView grad;                      // after the last absorb: the mean's reconstruction
+    std::span<const std::int64_t> shape;  // product == grad.elements
+    Memory* memory = nullptr;
+    std::span<std::byte> round_state;  // round_state_bytes(shape)
+  };
+
+  // Writes the projection of v = grad + decay * residual (round 0) or of the state left by the last
+  // absorb (later rounds) to `out`, round_elements long. Linear in v for fixed key and step; the
+  // sender must not enter.
+  virtual void project(const Context& ctx, int round, const Tensor& tensor,
+                       std::span<float> out) const = 0;
+  // `reduced` is the weighted mean of all ranks' projections, bit-identical on all ranks. The last
+  // round writes the reconstruction M^ to tensor.grad, the same bits on all ranks, and
+  // v - M^ to memory.next().
+  virtual void absorb(const Context& ctx, int round, std::span<const float> reduced,
+                      const Tensor& tensor) const = 0;
+};
+
+}  // namespace thinwire

@@ -1,0 +1,14 @@
+// The only place where C++ reads the environment. Thread-safe (reads once per call).
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace thinwire {
+
+// THINWIRE_SIMD: see simd.h; applied when the first kernel is dispatched.
+std::optional<std::string> environment_simd();
+// THINWIRE_POLICY: the policy of programs that have no other way to say it.
+std::optional<std::string> environment_policy();
+
+}  // namespace thinwire

@@ -1,0 +1,18 @@
+// SIMD targets: which instruction sets the kernels may use. Results never depend on it.
+// set_simd_limit is for tests and for THINWIRE_SIMD; call it before other threads run kernels.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace thinwire {
+
+// Targets compiled in and runnable here, best first: "avx3", "avx2", "sse4", ..., "emu128".
+std::vector<std::string> simd_targets();
+// The target kernels use now.
+std::string simd_target();
+// Uses no better target than `target` ("" lifts the limit). InvalidArgument for an unknown name.
+void set_simd_limit(std::string_view target);
+
+}  // namespace thinwire

@@ -1,0 +1,50 @@
+// One-line codec specs: `family[:main][,option[=value]]...`, e.g. "topk:0.01,values=q8".
+// The grammar of design's "What users type"; FORMAT-independent. Pure functions, thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "compressors/core/codec.h"
+
+namespace thinwire {
+
+enum class NonFinite : std::uint8_t {
+  kPropagate,  // the tensor becomes NaN on all ranks; the step's memory is rolled back
+  kSkipStep,   // every gradient of the step becomes zero on all ranks; memory is rolled back
+  kError,      // NonFiniteError on all ranks; memory is rolled back
+};
+
+// Options that every family takes; obeyed by the caller of the codec.
+struct CommonOptions {
+  bool error_feedback = true;    // ef=on|off; families that lose nothing ignore it
+  bool transactional = true;     // transactional=on|off
+  float decay = 1.0F;            // decay in [0, 1]
+  std::uint64_t start_step = 0;  // start=STEP: dense before it
+  NonFinite nonfinite = NonFinite::kPropagate;
+};
+
+// A parsed, validated spec: the codec and the options around it. Exactly one of payload and linear
+// is set; neither for "none".
+struct Codec {
+  std::string spec;  // canonical text: defaults left out, options in a fixed order
+  std::uint8_t family_id = 0;
+  std::shared_ptr<const PayloadCodec> payload;
+  std::shared_ptr<const LinearCodec> linear;
+  CommonOptions options;
+
+  bool is_none() const { return !payload && !linear; }
+};
+
+// PolicyError that quotes the text, marks the place with ^ and names the nearest valid spelling.
+// Families of the design that this version lacks are refused with NotAvailable.
+Codec make_codec(std::string_view spec);
+
+// Names of the families that make_codec accepts, for messages and help.
+std::vector<std::string> codec_families();
+
+}  // namespace thinwire
