@@ -1,0 +1,39 @@
+// Top-k: sends the k largest entries of v = gradient + residual by magnitude, and keeps the rest in
+// the residual (Lin et al., Deep Gradient Compression, ICLR 2018, arXiv 1712.01887; error feedback
+// after Stich et al., Sparsified SGD with Memory, NeurIPS 2018). Indices travel as Rice-coded gaps
+// or as a bitmap, values as fp32, bf16 or 8 bits; what rounding loses stays in the residual.
+//
+// The codec is immutable and safe to call from several threads. It owns nothing of the caller's.
+// The selection, and so the body, is the same on every SIMD target and thread count.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "compressors/core/codec.h"
+
+namespace thinwire {
+
+enum class TopKValues : std::uint8_t {
+  kF32 = 0,   // exact
+  kBF16 = 1,  // round to nearest even
+  kQ8 = 2,    // sign and 7 bits between the smallest and the block's largest magnitude
+};
+
+enum class TopKSelect : std::uint8_t {
+  kExact,    // exactly the k largest magnitudes, ties to the lowest index; zeros are never sent
+  kSampled,  // all that pass a threshold estimated from a sample, between 0.8 k and k of them
+};
+
+struct TopKOptions {
+  // Exactly one of the two is set. density in (0, 1]: k = max(1, round(density * n)).
+  double density = 0;
+  std::int64_t k = 0;
+  TopKValues values = TopKValues::kF32;
+  TopKSelect select = TopKSelect::kExact;
+};
+
+// InvalidArgument for options out of range. A tensor of the codec has less than 2^32 elements.
+std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options);
+
+}  // namespace thinwire
