@@ -1,0 +1,59 @@
+# The short commands. `make help` lists them; CONTRIBUTING.md says more.
+
+PYTHON ?=
+FUZZ_SECONDS ?= 60
+QUICK ?=
+
+export TW_PYTHON = $(PYTHON)
+py = $(or $(PYTHON),.venv/bin/python)
+# The package from its sources, for the environments that it is not installed in.
+export PYTHONPATH := $(CURDIR)/integrations/torch:$(CURDIR)/cluster/lab$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build release demo test bench lint fuzz asan tsan clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "PYTHON=/path/to/python   use that environment (its torch) instead of .venv; nothing is installed into it"
+
+setup:  ## system packages (root or sudo), .venv with pinned Python packages; quiet when all is there
+	@setup/system.sh
+	@setup/python.sh $(if $(PYTHON),--use $(PYTHON))
+
+build: setup  ## C++ libraries, tests and Python extension modules, with assertions
+	@scripts/build.sh dev
+
+release: setup  ## the same, optimised and without assertions
+	@scripts/build.sh release
+
+demo: release  ## trains two real models on four emulated hosts; QUICK=1: one model, one link, 90 s
+	@$(py) -m thinwire.cli demo $(if $(QUICK),--quick)
+
+test: build  ## every test: ctest and pytest
+	@$(py) scripts/run_tests.py dev --pytest
+
+bench: release  ## the benchmarks
+	@$(py) -m thinwire.cli bench
+
+lint: build  ## clang-format, clang-tidy, ruff, mypy
+	@.venv/bin/python scripts/lint.py
+
+fuzz: setup  ## each decoder's fuzzer in turn, FUZZ_SECONDS in all
+	@scripts/build.sh fuzz
+	@$(py) scripts/run_fuzzers.py --seconds $(FUZZ_SECONDS)
+
+asan: setup  ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/build.sh asan
+	@$(py) scripts/run_tests.py asan
+
+tsan: setup  ## C++ tests under ThreadSanitizer
+	@scripts/build.sh tsan
+	@$(py) scripts/run_tests.py tsan
+
+clean:  ## what was built; .venv and downloads stay
+	@rm -rf build out
+	@find integrations -name '*.so' -type l -delete
+
+distclean: clean  ## .venv and caches too
+	@rm -rf .venv .cache

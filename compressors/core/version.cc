@@ -1,0 +1,7 @@
+#include "compressors/core/version.h"
+
+namespace thinwire {
+
+std::string_view version() { return TW_VERSION; }
+
+}  // namespace thinwire

@@ -1,0 +1,145 @@
+"""make lint: clang-format, clang-tidy, ruff format, ruff check, mypy over the files git knows.
+
+clang-tidy is slow, so a file is skipped when nothing it depends on has changed since it passed:
+the key is the hash of the source, of every header of ours, of .clang-tidy and of its compile
+command. Every tool is run even when an earlier one complains; the exit status tells.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "dev"
+CACHE = ROOT / ".cache" / "tidy"
+CXX = (".h", ".cc")
+
+
+def tracked(*suffixes: str) -> list[str]:
+    """Files that git tracks or would add, relative to the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted(n for n in names.splitlines() if n.endswith(suffixes) and (ROOT / n).exists())
+
+
+def tool(name: str) -> str:
+    """The version the formatting was settled with, where it is installed; else the plain name."""
+    return shutil.which(f"{name}-14") or name
+
+
+def clang_format() -> bool:
+    return call([tool("clang-format"), "--dry-run", "-Werror", *tracked(*CXX)])
+
+
+def call(command: list[str]) -> bool:
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def tidy_commands() -> dict[str, str]:
+    """Our sources that the dev build compiles -> their compile command."""
+    entries = json.loads((BUILD / "compile_commands.json").read_text())
+    ours = set(tracked(".cc"))
+    commands = {}
+    for entry in entries:
+        name = os.path.relpath(entry["file"], ROOT)
+        if name in ours:
+            commands[name] = entry["command"]
+    return commands
+
+
+def included(command: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The headers of ours that a source includes, directly or not, as the compiler sees them."""
+    words = shlex.split(command)
+    if words[0].endswith("ccache"):
+        words = words[1:]
+    kept = []
+    skip = False
+    for word in words:
+        if skip or word in ("-MD", "-c"):
+            skip = False
+        elif word in ("-o", "-MF", "-MT"):
+            skip = True
+        else:
+            kept.append(word)
+    out = subprocess.run([*kept, "-MM"], cwd=folder, capture_output=True, text=True, check=False)
+    paths = (pathlib.Path(p) for p in out.stdout.replace("\\\n", " ").split()[1:])
+    return sorted(p for p in paths if p.is_relative_to(ROOT))
+
+
+def tidy_key(command: str) -> str:
+    key = hashlib.sha256(command.encode())
+    for path in (ROOT / ".clang-tidy", *included(command, BUILD)):
+        key.update(path.read_bytes())
+    return key.hexdigest()
+
+
+def tidy_one(name: str, command: str) -> tuple[str, bool, str]:
+    stamp = CACHE / tidy_key(command)
+    if stamp.exists():
+        return name, True, ""
+    run = [tool("clang-tidy"), "-p", str(BUILD), "--quiet"]
+    # Options that the compiler of the build knows and clang does not.
+    run += [
+        "--extra-arg=-Wno-unknown-warning-option",
+        "--extra-arg=-Wno-ignored-optimization-argument",
+    ]
+    out = subprocess.run([*run, name], cwd=ROOT, capture_output=True, text=True, check=False)
+    if out.returncode == 0:
+        stamp.touch()
+    text = "\n".join(
+        line for line in (out.stdout + out.stderr).splitlines() if "warnings generated" not in line
+    )
+    return name, out.returncode == 0, text
+
+
+def clang_tidy() -> bool:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    good = True
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(tidy_one, *item) for item in tidy_commands().items()]
+        for job in concurrent.futures.as_completed(jobs):
+            name, passed, text = job.result()
+            if not passed:
+                good = False
+                print(f"clang-tidy: {name}\n{text}")
+    return good
+
+
+def ruff_format() -> bool:
+    return call([sys.executable, "-m", "ruff", "format", "--quiet", "--diff", "."])
+
+
+def ruff_check() -> bool:
+    return call([sys.executable, "-m", "ruff", "check", "--quiet", "."])
+
+
+def mypy() -> bool:
+    return call([sys.executable, "-m", "mypy", "--no-error-summary"])
+
+
+def main() -> int:
+    failed = 0
+    steps = (clang_format, ruff_format, ruff_check, mypy, clang_tidy)
+    for step in steps:
+        start = time.monotonic()
+        passed = step()
+        failed += not passed
+        verdict = "passed" if passed else "failed"
+        print(
+            f"{step.__name__.replace('_', '-'):<13} {verdict} in {time.monotonic() - start:.0f} s"
+        )
+    print(f"lint: {len(steps) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

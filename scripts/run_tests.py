@@ -1,0 +1,81 @@
+"""scripts/run_tests.py PRESET [--pytest]: runs ctest in build/PRESET (and pytest), prints counts.
+
+The exit status is 0 only if something was run, nothing failed and nothing was skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass
+class Counts:
+    runner: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    returncode: int = 0
+
+    @property
+    def good(self) -> bool:
+        return self.passed > 0 and not (self.failed or self.skipped or self.returncode)
+
+    def __str__(self) -> str:
+        text = f"{self.runner:<8}{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+        if self.returncode and not self.failed:
+            text += f" (exit status {self.returncode})"
+        return f"{text} in {self.seconds:.0f} s"
+
+
+def run(runner: str, command: list[str], report: pathlib.Path) -> Counts:
+    """Runs a test runner that writes a JUnit report, and reads the counts from that report."""
+    report.unlink(missing_ok=True)
+    start = time.monotonic()
+    counts = Counts(runner, returncode=subprocess.run(command, cwd=ROOT, check=False).returncode)
+    counts.seconds = time.monotonic() - start
+    if not report.exists():
+        return counts
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        kinds = {child.tag for child in case}
+        if kinds & {"failure", "error"} or case.get("status") == "fail":
+            counts.failed += 1
+        elif "skipped" in kinds or case.get("status") in ("notrun", "disabled"):
+            counts.skipped += 1
+        else:
+            counts.passed += 1
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset")
+    parser.add_argument("--pytest", action="store_true", help="the Python tests, too")
+    options = parser.parse_args()
+    folder = ROOT / "build" / options.preset
+    jobs = os.environ.get("JOBS", str(os.cpu_count()))
+
+    report = folder / "ctest.xml"
+    ctest = ["ctest", "--preset", options.preset, "-j", jobs, "--output-junit", str(report)]
+    results = [run("ctest", [*ctest, "--progress"], report)]
+    if options.pytest:
+        report = folder / "pytest.xml"
+        pytest = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
+        results.append(run("pytest", pytest, report))
+    print()
+    for counts in results:
+        print(counts)
+    return 0 if all(counts.good for counts in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
