@@ -39,6 +39,8 @@ struct PolicyRule {
   std::optional<std::int64_t> min_elements;
   std::optional<std::int64_t> max_elements;
   Codec codec;
+
+  bool matches(const Layer& layer) const;
 };
 
 class Policy {
@@ -56,8 +58,13 @@ class Policy {
 
   // Canonical text: equal for equal policies, hashed in the handshake.
   const std::string& text() const { return text_; }
+  const std::vector<PolicyRule>& rules() const { return rules_; }
+  // Some rule or the default is not "none".
+  bool compresses() const;
 
  private:
+  static Policy from_toml(std::string_view text, const std::string& source);
+
   std::string text_;
   Codec fallback_;
   std::int64_t min_elements_ = 1024;
