@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 
 preset=$1
 folder=build/$preset
-python=${TW_PYTHON:-.venv/bin/python}
-python=$(command -v "$python") || { echo "build: no such interpreter: $python" >&2; exit 1; }
+wish=${TW_PYTHON:-.venv/bin/python}
+python=$(command -v "$wish") || { echo "build: no such interpreter: $wish (make setup)" >&2; exit 1; }
 [[ $python == /* ]] || python=$PWD/$python
 
 # Of an existing tree CMake knows itself what changed in its files; what changes outside them stands

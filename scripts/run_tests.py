@@ -41,7 +41,9 @@ def run(runner: str, command: list[str], report: pathlib.Path) -> Counts:
     """Runs a test runner that writes a JUnit report, and reads the counts from that report."""
     report.unlink(missing_ok=True)
     start = time.monotonic()
-    counts = Counts(runner, returncode=subprocess.run(command, cwd=ROOT, check=False).returncode)
+    environment = {**os.environ, "TW_BUILD": str(report.parent)}
+    process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    counts = Counts(runner, returncode=process.returncode)
     counts.seconds = time.monotonic() - start
     if not report.exists():
         return counts
