@@ -60,7 +60,7 @@ if ! "$python" -c '' 2>/dev/null; then
 fi
 
 pip_install() {
-  "$python" -m pip --disable-pip-version-check --no-input install "$@" >"$log" 2>&1 && return
+  "$python" -m pip --disable-pip-version-check --no-input install --no-compile "$@" >"$log" 2>&1 && return
   tail -n 15 "$log" >&2
   fail "pip failed (whole log: $log)"
 }
