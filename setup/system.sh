@@ -10,15 +10,20 @@ list=setup/apt.txt
 log=.cache/setup/apt.log
 mkdir -p .cache/setup
 
-compiles() {  # compiles PREPROCESSOR_LINE
-  command -v c++ >/dev/null && c++ -std=c++20 -E -x c++ - >/dev/null 2>&1 <<<"$1"
+# The headers of the list that the compiler finds, one a line.
+headers_found() {
+  command -v c++ >/dev/null || return 0
+  awk '!/^(#|$)/ && $2 ~ /^header:/ {
+    sub("header:", "", $2)
+    printf "#if __has_include(<%s>)\n%s\n#endif\n", $2, $2
+  }' "$list" | c++ -std=c++20 -E -P -x c++ - 2>/dev/null | tr -d ' '
 }
 
 found() {  # found PROBE
   local kind=${1%%:*} what=${1#*:}
   case $kind in
     program) command -v "$what" >/dev/null || [[ -x /usr/sbin/$what || -x /sbin/$what ]] ;;
-    header) compiles "#include <$what>" ;;
+    header) grep -qxF "$what" <<<"$headers" ;;
     file) compgen -G "$what" >/dev/null ;;
     python) setup/python.sh --probe "$what" ;;
     *) echo "setup/apt.txt: unknown probe '$1'" >&2; exit 2 ;;
@@ -27,8 +32,9 @@ found() {  # found PROBE
 
 missing=()
 packages_missing() {
-  local installed="" package probe
+  local installed="" package probe headers
   missing=()
+  headers=$(headers_found)
   if command -v dpkg-query >/dev/null; then
     installed=$(awk '!/^(#|$)/ {print $1}' "$list" |
       xargs dpkg-query -W -f='${db:Status-Status} ${Package}\n' 2>/dev/null || true)
@@ -45,8 +51,12 @@ give_up() {
     echo
     echo "    ${missing[*]}"
     echo
-    echo "hint: install them (as root: apt-get install ${missing[*]})"
-    echo "      or what they stand for on your system (setup/apt.txt says what each is for), then run this again."
+    if command -v apt-get >/dev/null; then
+      echo "hint: have them installed (as root: apt-get install ${missing[*]}), then run this again"
+    else
+      echo "hint: install what they stand for on your system, then run this again;"
+      echo "      setup/apt.txt says what each is for, and by what it is recognised"
+    fi
   } >&2
   exit 1
 }
