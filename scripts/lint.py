@@ -21,7 +21,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "dev"
 CACHE = ROOT / ".cache" / "tidy"
-CXX = (".h", ".cc")
+CXX = (".h", ".cc", ".cpp")
 
 
 def tracked(*suffixes: str) -> list[str]:
@@ -47,7 +47,7 @@ def call(command: list[str]) -> bool:
 def tidy_commands() -> dict[str, str]:
     """Our sources that the dev build compiles -> their compile command."""
     entries = json.loads((BUILD / "compile_commands.json").read_text())
-    ours = set(tracked(".cc"))
+    ours = set(tracked(".cc", ".cpp"))
     commands = {}
     for entry in entries:
         name = os.path.relpath(entry["file"], ROOT)
