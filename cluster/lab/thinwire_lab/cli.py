@@ -44,25 +44,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    env = os.environ.get
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
         sub.add_argument(
-            "--name",
-            default=env("THINWIRE_LAB_NAME", DEFAULT_NAME),
-            help="which lab, when there are several (THINWIRE_LAB_NAME; default: %(default)s)",
+            "--name", help=f"which lab, when there are several {_twin('name', DEFAULT_NAME)}"
         )
         return sub
 
     up = verb("up", "Make a lab that stays until `down`; one that is up is kept.")
-    up.add_argument(
-        "--hosts", default=env("THINWIRE_LAB_HOSTS", "4"), help="1 to 254 (default: %(default)s)"
-    )
+    up.add_argument("--hosts", help=f"1 to 254 {_twin('hosts', '4')}")
     up.add_argument(
         "--rate",
-        default=env("THINWIRE_LAB_RATE", "1gbit"),
-        help="speed of each link: 1mbit to 10gbit, or unlimited (default: %(default)s)",
+        help=f"speed of each link: 1mbit to 10gbit, or unlimited {_twin('rate', '1gbit')}",
     )
     run = verb("run", "Run a command on every host, with RANK, WORLD_SIZE, MASTER_ADDR ... set.")
     run.add_argument("--mpi", action="store_true", help="start one mpirun across the hosts")
@@ -86,12 +80,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _twin(flag: str, default: str) -> str:
+    return f"(environment: THINWIRE_LAB_{flag.upper()}; default: {default})"
+
+
+def _setting(flag: str, given: str | None, default: str) -> str:
+    """The flag, else its environment twin (said, lest a forgotten one wins), else the default."""
+    variable = f"THINWIRE_LAB_{flag.upper()}"
+    if given is not None:
+        return given
+    if variable in os.environ:
+        say(f"--{flag} {os.environ[variable]} from {variable}")
+    return os.environ.get(variable, default)
+
+
 def _up(options: argparse.Namespace) -> int:
     try:
-        hosts = int(options.hosts)
+        hosts = int(count := _setting("hosts", options.hosts, "4"))
     except ValueError:
-        raise LabError(f"'{options.hosts}' is not a number of hosts", "take 1 to 254") from None
-    lab, new = labs.bring_up(hosts, options.rate, options.name)
+        raise LabError(f"'{count}' is not a number of hosts", "take 1 to 254") from None
+    lab, new = labs.bring_up(hosts, _setting("rate", options.rate, "1gbit"), options.name)
     state = "is up" if new else "was up already"
     say(f"'{lab.name}' {state}: {lab.hosts} hosts, {lab.rate}, {_network(lab.addresses)}")
     flag = "" if lab.name == DEFAULT_NAME else f" --name {lab.name}"
@@ -177,11 +185,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     try:
+        options.name = _setting("name", options.name, DEFAULT_NAME)
         return _VERBS[options.verb](options)
     except LabError as error:
         print(f"thinwire lab: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"\nhint: {error.hint}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"thinwire lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("interrupted")

@@ -36,10 +36,10 @@ def new_network_namespace() -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     # IPv6 autoconfiguration would put frames on the wire that no program asked for. Loopback,
-    # which exists already, keeps its ::1.
-    knob = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
-    if knob.exists():
-        knob.write_text("1")
+    # which exists already, keeps its ::1. Containers may show these settings read-only; the
+    # price is then a few hundred bytes a host at the start.
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     return os.open("/proc/self/ns/net", os.O_RDONLY)
 
 

@@ -171,6 +171,24 @@ def test_status_is_a_table_and_json(thinwire_lab: Command, tmp_path: Path) -> No
     )
 
 
+def test_a_file_that_cannot_be_written_is_named(thinwire_lab: Command) -> None:
+    bring_up(1, "1gbit")
+    done = thinwire_lab("status", "--json", "/no/such/folder/status.json")
+    assert done.returncode == 2
+    assert "/no/such/folder/status.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_environment_replaces_flags_and_says_so(thinwire_lab: Command) -> None:
+    env = {"THINWIRE_LAB_NAME": "envy", "THINWIRE_LAB_HOSTS": "3", "THINWIRE_LAB_RATE": "20mbit"}
+    done = thinwire_lab("up", "--rate", "30mbit", **env)
+    assert done.returncode == 0
+    assert "--hosts 3 from THINWIRE_LAB_HOSTS" in done.stderr
+    assert "--rate" not in done.stderr
+    lab = Lab.attach("envy")
+    assert (lab.hosts, str(lab.rate)) == (3, "30mbit")
+
+
 def test_rate_command(thinwire_lab: Command) -> None:
     lab, _ = bring_up(2, "100mbit")
     assert thinwire_lab("rate", "10mbit").returncode == 0
@@ -209,6 +227,20 @@ def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LabError, match="'ip', which is not installed") as caught:
         Lab(hosts=1)
     assert caught.value.hint == "apt-get install iproute2"
+
+
+def test_an_interrupted_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    holders = []
+
+    def interrupted(state: states.State, _rate: object) -> None:
+        holders.append(state.holder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thinwire_lab.namespaces.connect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bring_up(2, "1gbit")
+    assert not states.is_running(holders[0])
+    assert labs.names() == []
 
 
 def test_without_permission_both_reasons_are_given(

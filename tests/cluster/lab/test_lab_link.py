@@ -72,14 +72,29 @@ def test_receiving_is_limited_too() -> None:
     assert float(out) > 2.7 * alone
 
 
-def test_rate_changes_while_a_program_runs() -> None:
+def test_rate_changes_while_bytes_are_on_their_way() -> None:
+    rate, size = Rate.parse("10mbit"), 3_000_000
+    with Lab(hosts=2, rate=rate) as lab:
+        argv = [sys.executable, str(PROBE), str(size), "1", "0"]
+        receiver = lab.popen(0, argv, stdout=subprocess.PIPE)
+        sender = lab.popen(1, argv)
+        while lab.sent_bytes()[1] < size // 10:
+            assert sender.poll() is None
+        lab.set_rate("1gbit")
+        out, _ = receiver.communicate(timeout=60)
+        assert sender.wait(timeout=60) == 0
+    assert json.loads(out)[0] < 0.7 * rate.wire_seconds(size)
+
+
+def test_a_new_rate_takes_effect() -> None:
+    """The least time of three: what else the machine does can only add."""
     with Lab(hosts=2, rate="10mbit") as lab:
-        slow = statistics.median(probe(lab, 100_000, count=3, silence_s=0.2))
+        slow = min(probe(lab, 100_000, count=3, silence_s=0.2))
         lab.set_rate("100mbit")
-        fast = statistics.median(probe(lab, 100_000, count=3, silence_s=0.2))
+        fast = min(probe(lab, 100_000, count=3, silence_s=0.2))
         assert str(lab.rate) == "100mbit"
         lab.set_rate("unlimited")
-        free = statistics.median(probe(lab, 100_000, count=3, silence_s=0.2))
+        free = min(probe(lab, 100_000, count=3, silence_s=0.2))
     assert slow > 4 * fast > 4 * free
 
 
