@@ -32,6 +32,7 @@ class Memory {
 
   std::int64_t elements() const { return elements_; }
   float decay() const { return options_.decay; }
+  bool transactional() const { return options_.transactional; }
   // Bytes held, all generations.
   std::size_t bytes() const;
 

@@ -1,0 +1,77 @@
+#include "compressors/cast/cast.h"
+
+#include "compressors/cast/cast_kernels.h"
+#include "compressors/core/codec_support.h"
+
+namespace thinwire {
+namespace {
+
+constexpr auto kMode = static_cast<std::uint8_t>(BodyMode::kFamily);
+
+class CastCodec final : public PayloadCodec {
+ public:
+  explicit CastCodec(DType dtype) : dtype_(dtype) {}
+
+  std::string name() const override { return std::string(thinwire::name(dtype_)); }
+  Traits traits() const override { return {}; }
+  std::size_t slot_bytes(std::int64_t n) const override {
+    return 1 + 2 * static_cast<std::size_t>(n);
+  }
+  std::size_t workspace_bytes(std::int64_t) const override { return 0; }
+
+  EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
+                      std::span<std::byte> out) const override {
+    const std::size_t slot = slot_bytes(grad.elements);
+    check_encode(ctx, grad, memory, out, slot);
+    const BodyMode mode = look_ahead(grad, memory);
+    if (mode != BodyMode::kFamily) return write_mark(ctx, grad, mode, out);
+    out[0] = std::byte{kMode};
+    CastEncode args{.grad = grad,
+                    .codes = out.data() + 1,
+                    .type = dtype_,
+                    .zero_gradient = ctx.gradient_after == GradientAfter::kZero};
+    if (memory != nullptr) {
+      args.residual = memory->current().data();
+      args.decay = memory->decay();
+      args.next = memory->next().data();
+    }
+    if (cast_encode(args)) return {.bytes = slot};
+    if (memory != nullptr) memory->rollback();
+    return write_mark(ctx, grad, BodyMode::kNonFinite, out);
+  }
+
+  void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {
+    if (decode_mark(ctx, body, kMode, out)) return;
+    check_length(ctx, body, out.elements);
+    cast_decode(body.data() + 1, dtype_, out);
+  }
+
+  void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
+                  std::span<float> out) const override {
+    if (accumulate_mark(ctx, body, kMode, out)) return;
+    const auto n = static_cast<std::int64_t>(out.size());
+    check_length(ctx, body, n);
+    cast_accumulate(body.data() + 1, dtype_, weight, out.data(), n);
+  }
+
+ private:
+  void check_length(const Context& ctx, std::span<const std::byte> body, std::int64_t n) const {
+    if (body.size() >= slot_bytes(n)) return;
+    fail_corrupt(ctx, name() + " body of " + std::to_string(body.size()) + " bytes, expected " +
+                          std::to_string(slot_bytes(n)) + " for " + std::to_string(n) +
+                          " elements");
+  }
+
+  DType dtype_;
+};
+
+}  // namespace
+
+std::shared_ptr<const PayloadCodec> make_cast_codec(DType dtype) {
+  if (dtype != DType::kBF16 && dtype != DType::kF16) {
+    throw InvalidArgument("cast to " + std::string(name(dtype)) + ": expected bf16 or fp16");
+  }
+  return std::make_shared<CastCodec>(dtype);
+}
+
+}  // namespace thinwire

@@ -1,0 +1,19 @@
+#include "compressors/core/environment.h"
+
+#include <cstdlib>
+
+namespace thinwire {
+namespace {
+
+std::optional<std::string> read(const char* name) {
+  const char* value = std::getenv(name);
+  if (value == nullptr || *value == '\0') return std::nullopt;
+  return std::string(value);
+}
+
+}  // namespace
+
+std::optional<std::string> environment_simd() { return read("THINWIRE_SIMD"); }
+std::optional<std::string> environment_policy() { return read("THINWIRE_POLICY"); }
+
+}  // namespace thinwire

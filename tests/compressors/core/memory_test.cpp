@@ -1,0 +1,101 @@
+#include "compressors/core/memory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "compressors/core/error.h"
+
+namespace thinwire {
+namespace {
+
+using testing::Each;
+using testing::ElementsAre;
+
+void write(Memory& memory, std::vector<float> values) {
+  std::copy(values.begin(), values.end(), memory.next().begin());
+}
+
+TEST(Memory, ReadsAsZerosBeforeTheFirstCommit) {
+  for (const bool transactional : {true, false}) {
+    Memory memory(1000, {.transactional = transactional});
+    EXPECT_THAT(memory.current(), Each(0.0F));
+    EXPECT_FALSE(memory.written());
+    EXPECT_EQ(memory.bytes(), transactional ? 8000U : 4000U);
+  }
+}
+
+TEST(Memory, CommitMakesTheWrittenGenerationCurrent) {
+  Memory memory(3);
+  write(memory, {1, 2, 3});
+  EXPECT_TRUE(memory.written());
+  EXPECT_THAT(memory.current(), Each(0.0F));
+  memory.commit();
+  EXPECT_FALSE(memory.written());
+  EXPECT_THAT(memory.current(), ElementsAre(1, 2, 3));
+  memory.commit();  // nothing written: nothing changes
+  EXPECT_THAT(memory.current(), ElementsAre(1, 2, 3));
+}
+
+TEST(Memory, RollbackReturnsToTheStateBeforeBitForBit) {
+  Memory memory(4);
+  const std::vector<float> before = {-0.0F, std::numeric_limits<float>::denorm_min(), 1.5F, -3};
+  memory.restore(before);
+  for (int step = 0; step < 3; ++step) {
+    write(memory, {9, 9, 9, 9});
+    memory.rollback();
+    ASSERT_EQ(std::memcmp(memory.current().data(), before.data(), 16), 0);
+  }
+  write(memory, {5, 6, 7, 8});
+  memory.commit();
+  EXPECT_THAT(memory.current(), ElementsAre(5, 6, 7, 8));
+}
+
+TEST(Memory, OneGenerationIsWrittenInPlaceAndCannotRollBack) {
+  Memory memory(2, {.transactional = false});
+  memory.restore(std::vector<float>{1, 2});
+  memory.rollback();  // nothing written yet
+  EXPECT_EQ(memory.next().data(), memory.current().data());
+  EXPECT_THAT(memory.next(), ElementsAre(1, 2));
+  EXPECT_THROW(memory.rollback(), InvalidArgument);
+  memory.commit();
+  EXPECT_NO_THROW(memory.rollback());
+}
+
+TEST(Memory, ScaleRestoreAndClearRefuseAStepInProgress) {
+  Memory memory(2);
+  memory.restore(std::vector<float>{1, 2});
+  memory.scale(0.5F);
+  EXPECT_THAT(memory.current(), ElementsAre(0.5F, 1.0F));
+  memory.next();
+  EXPECT_THROW(memory.scale(2), InvalidArgument);
+  EXPECT_THROW(memory.clear(), InvalidArgument);
+  EXPECT_THROW(memory.restore(std::vector<float>{1, 2}), InvalidArgument);
+  memory.rollback();
+  EXPECT_THROW(memory.restore(std::vector<float>{1}), InvalidArgument);
+  memory.clear();
+  EXPECT_THAT(memory.current(), Each(0.0F));
+}
+
+TEST(Memory, IsAlignedAtEverySize) {
+  for (const std::int64_t n : {0, 1, 15, 4096, 1 << 20}) {
+    Memory memory(n);
+    EXPECT_EQ(memory.current().size(), static_cast<std::size_t>(n));
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory.current().data()) % 64, 0U) << n;
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory.next().data()) % 64, 0U) << n;
+  }
+}
+
+TEST(Memory, RefusesNegativeSizesAndWildDecay) {
+  EXPECT_THROW(Memory(-1), InvalidArgument);
+  for (const float decay : {-0.1F, 1.1F, std::numeric_limits<float>::quiet_NaN()}) {
+    EXPECT_THROW(Memory(1, {.decay = decay}), InvalidArgument) << decay;
+  }
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,135 @@
+#include "compressors/core/spec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "compressors/core/error.h"
+#include "compressors/core/spec_text.h"
+
+namespace thinwire {
+namespace {
+
+using testing::HasSubstr;
+
+template <typename E>
+std::string message_of(const std::string& spec) {
+  try {
+    make_codec(spec);
+  } catch (const E& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "no such error for \"" << spec << "\"";
+  return {};
+}
+
+TEST(Spec, NoneHasNoCodec) {
+  const Codec codec = make_codec("none");
+  EXPECT_TRUE(codec.is_none());
+  EXPECT_EQ(codec.spec, "none");
+  EXPECT_EQ(codec.family_id, 0);
+}
+
+TEST(Spec, CanonicalTextIsStableAndLeavesDefaultsOut) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"bf16", "bf16"},
+      {" fp16 ", "fp16"},
+      {"bf16,ef=on,memory=fp32,decay=1,start=0,nonfinite=propagate,transactional=on", "bf16"},
+      {"bf16, nonfinite = error ,start=10,decay=0.50,ef=off,transactional=off",
+       "bf16,ef=off,transactional=off,decay=0.5,start=10,nonfinite=error"},
+  };
+  for (const auto& [text, canonical] : cases) {
+    EXPECT_EQ(make_codec(text).spec, canonical) << text;
+    EXPECT_EQ(make_codec(canonical).spec, canonical);
+  }
+}
+
+TEST(Spec, CommonOptionsAreRead) {
+  const Codec codec =
+      make_codec("bf16,ef=off,transactional=off,decay=0.9,start=25,nonfinite=skip-step");
+  EXPECT_FALSE(codec.options.error_feedback);
+  EXPECT_FALSE(codec.options.transactional);
+  EXPECT_EQ(codec.options.decay, 0.9F);
+  EXPECT_EQ(codec.options.start_step, 25U);
+  EXPECT_EQ(codec.options.nonfinite, NonFinite::kSkipStep);
+}
+
+// Text, the marked column and its width, and the spelling the message must offer.
+struct Bad {
+  const char* text;
+  std::size_t column;
+  std::size_t width;
+  const char* offered;
+};
+
+class BadSpec : public testing::TestWithParam<Bad> {};
+
+TEST_P(BadSpec, ShowsThePlaceAndTheNearestSpelling) {
+  const Bad& bad = GetParam();
+  const std::string message = message_of<PolicyError>(bad.text);
+  EXPECT_THAT(message, HasSubstr("policy \"" + std::string(bad.text) + "\""));
+  const std::string mark = "\n  " + std::string(bad.text) + "\n  " + std::string(bad.column, ' ') +
+                           std::string(bad.width, '^') + "\nhint: ";
+  EXPECT_THAT(message, HasSubstr(mark));
+  EXPECT_THAT(message, HasSubstr("did you mean \"" + std::string(bad.offered) + "\"?"));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    , BadSpec,
+    testing::Values(Bad{"tokp:0.01", 0, 4, "topk:0.01"}, Bad{"TopK:0.01", 0, 4, "topk:0.01"},
+                    Bad{"bf61", 0, 4, "bf16"}, Bad{"q9", 0, 2, "q8"}, Bad{"q16", 0, 3, "q8"},
+                    Bad{"q0", 0, 2, "q1"}, Bad{"randomask:0.1", 0, 9, "randmask:0.1"},
+                    Bad{"topk", 0, 4, "topk:0.01"}, Bad{"topk=0.01", 4, 1, "topk:0.01"},
+                    Bad{"topk:0.01,vales=q8", 10, 5, "topk:0.01,values=q8"},
+                    Bad{"topk:0.01,values=q9", 17, 2, "topk:0.01,values=q8"},
+                    Bad{"topk:0.01,select=exacd", 17, 5, "topk:0.01,select=exact"},
+                    Bad{"topk:1.5", 5, 3, "topk:1"}, Bad{"topk:0", 5, 1, "topk:0.01"},
+                    Bad{"topk:-1", 5, 2, "topk:0.01"}, Bad{"topk:1%", 5, 2, "topk:0.01"},
+                    Bad{"topk:nan", 5, 3, "topk:0.01"}, Bad{"topk:k=0", 7, 1, "topk:k=1"},
+                    Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"q4,block=100", 9, 3, "q4,block=128"},
+                    Bad{"q4,block=1", 9, 1, "q4,block=64"},
+                    Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"},
+                    Bad{"q4:3", 2, 2, "q4"}, Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"},
+                    Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"},
+                    Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
+                    Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
+
+TEST(Spec, BrokenGrammarShowsThePlace) {
+  for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
+                           "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
+    EXPECT_THAT(message_of<PolicyError>(text), HasSubstr("^")) << text;
+  }
+  EXPECT_THAT(message_of<PolicyError>(std::string(1000, 'q')), HasSubstr("1000 bytes"));
+}
+
+TEST(Spec, UnprintableBytesAreQuotedSafely) {
+  const std::string message = message_of<PolicyError>("bf16\x01\xff,ef=on");
+  for (const char c : message) EXPECT_TRUE(c == '\n' || (c >= 32 && c < 127)) << int{c};
+}
+
+TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
+  for (const char* text :
+       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "lossless", "auto",
+        "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd",
+        "q4,rotate", "topk:0.1,chunk=4096", "topk:0.1,values=q4", "topk:0.1,values=ternary",
+        "topk:0.1,select=carried"}) {
+    const std::string message = message_of<NotAvailable>(text);
+    EXPECT_THAT(message, HasSubstr("not in this version")) << text;
+    EXPECT_THAT(message, HasSubstr("^")) << text;
+    EXPECT_THAT(message, HasSubstr("hint: ")) << text;
+  }
+}
+
+TEST(SpellingDistance, CountsHalfSteps) {
+  EXPECT_EQ(spelling_distance("", ""), 0U);
+  EXPECT_EQ(spelling_distance("topk", "topk"), 0U);
+  EXPECT_EQ(spelling_distance("tokp", "topk"), 2U);
+  EXPECT_EQ(spelling_distance("TOPK", "topk"), 4U);
+  EXPECT_EQ(spelling_distance("", "abc"), 6U);
+  EXPECT_EQ(spelling_distance("abc", ""), 6U);
+  EXPECT_EQ(spelling_distance("kitten", "sitting"), 6U);
+}
+
+}  // namespace
+}  // namespace thinwire
