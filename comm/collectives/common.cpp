@@ -1,0 +1,42 @@
+#include "comm/collectives/common.h"
+
+#include <cstring>
+
+namespace thinwire::collectives {
+
+AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
+  if (bytes > 0) {
+    data_.reset(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{64})));
+    std::memset(data_.get(), 0, bytes);
+  }
+}
+
+void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what) {
+  throw InvalidArgument("rank " + std::to_string(rank) + ", layer " + std::string(layer.name) +
+                        ": " + what);
+}
+
+void check_gradients(int rank, std::span<const ExchangeLayer> layers,
+                     std::span<const TensorView> grads) {
+  if (grads.size() != layers.size()) {
+    throw InvalidArgument("rank " + std::to_string(rank) + ": " + std::to_string(layers.size()) +
+                          " gradients expected, got " + std::to_string(grads.size()));
+  }
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (grads[i].elements != layers[i].elements || grads[i].dtype != layers[i].dtype) {
+      refuse_layer(rank, layers[i],
+                   std::to_string(layers[i].elements) + " elements of " +
+                       std::string(name(layers[i].dtype)) + " expected, got " +
+                       std::to_string(grads[i].elements) + " of " +
+                       std::string(name(grads[i].dtype)));
+    }
+  }
+}
+
+void zero_slack(std::span<std::byte> slot, std::size_t used) {
+  if (used < slot.size()) {
+    std::memset(slot.data() + used, 0, slot.size() - used);
+  }
+}
+
+}  // namespace thinwire::collectives

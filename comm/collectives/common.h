@@ -1,0 +1,80 @@
+// What the exchanges share: buffers, message layout, checks, the context of a codec call. Internal
+// to comm/collectives. Not thread-safe; buffers belong to their exchange.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/exchange.h"
+#include "compressors/core/codec.h"
+
+namespace thinwire::collectives {
+
+// Zeroed bytes, aligned to 64.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(std::size_t bytes);
+
+  std::span<std::byte> bytes() const { return {data_.get(), size_}; }
+  std::size_t size() const { return size_; }
+  // The first `count` floats.
+  std::span<float> floats(std::size_t count) const {
+    return {reinterpret_cast<float*>(data_.get()), count};
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<std::byte, Free> data_;
+  std::size_t size_ = 0;
+};
+
+constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// InvalidArgument, with rank and layer named, unless every gradient has its layer's dtype and size.
+void check_gradients(int rank, std::span<const ExchangeLayer> layers,
+                     std::span<const TensorView> grads);
+
+[[noreturn]] void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what);
+
+// The context of one codec call on a layer (or a range of it, of hash `key_hash`).
+inline Context codec_context(const ExchangeLayer& layer, std::uint64_t key_hash, std::uint64_t step,
+                             std::int32_t sender, std::span<std::byte> workspace) {
+  Context ctx;
+  ctx.workspace = workspace;
+  ctx.step = step;
+  ctx.sender = sender;
+  ctx.key_hash = key_hash;
+  ctx.parameter = layer.name;
+  return ctx;
+}
+
+// Whether the body says that a rank had NaN or Inf.
+inline bool is_nonfinite_body(std::span<const std::byte> body) {
+  return !body.empty() && body[0] == static_cast<std::byte>(BodyMode::kNonFinite);
+}
+
+// Zeroes what an encoder left of its slot, so that a message's bytes depend on its bodies alone.
+void zero_slack(std::span<std::byte> slot, std::size_t used);
+
+// Runs `work` on a body of `sender`; a CorruptPayload comes out with rank and layer named.
+template <typename Work>
+void with_sender(int sender, const ExchangeLayer& layer, Work&& work) {
+  try {
+    work();
+  } catch (const CorruptPayload& error) {
+    throw CorruptPayload("message of rank " + std::to_string(sender) + ", layer " +
+                         std::string(layer.name) + ": " + error.what());
+  }
+}
+
+}  // namespace thinwire::collectives

@@ -1,0 +1,209 @@
+// Sparse exchange: one message a rank holds every layer's body in a slot of planned size; all
+// messages go to all ranks, and each rank accumulates them in rank order. Layers without a codec
+// ride along as raw fp32 values.
+//
+// Message: 24-byte header, then the raw layers (4 bytes an element), then the codecs' slots at
+// multiples of 4, the whole a multiple of 8.
+#include <algorithm>
+#include <utility>
+
+#include "comm/collectives/common.h"
+#include "comm/collectives/kernels.h"
+#include "comm/exchange.h"
+#include "compressors/core/payload.h"
+
+namespace thinwire {
+
+using namespace collectives;
+
+namespace {
+
+class SparseExchange final : public Exchange {
+ public:
+  SparseExchange(Communicator& comm, std::vector<ExchangeLayer> layers, MemoryStore& memories)
+      : comm_(comm), layers_(std::move(layers)), slots_(layers_.size()), flags_(layers_.size()) {
+    plan_message();
+    std::size_t workspace = 0;
+    std::int64_t scratch = 0;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const ExchangeLayer& layer = layers_[i];
+      elements_ += static_cast<std::uint64_t>(layer.elements);
+      if (layer.payload != nullptr) {
+        workspace = std::max(workspace, layer.payload->workspace_bytes(layer.elements));
+        slots_[i].memory = memories.memory(layer.name, 0, layer.elements, MemoryRole::kWorker);
+      }
+      if (layer.dtype != DType::kF32) {
+        scratch = std::max(scratch, layer.elements);
+      }
+    }
+    message_ = AlignedBuffer(message_bytes_);
+    gathered_ = AlignedBuffer(message_bytes_ * static_cast<std::size_t>(comm_.size()));
+    workspace_ = AlignedBuffer(workspace);
+    scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
+    grads_.reserve(layers_.size());
+  }
+
+  int transfers() const override { return 1; }
+
+  std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
+                                  std::span<const TensorView> grads) override {
+    check_gradients(comm_.rank(), layers_, grads);
+    step_ = step;
+    weight_ = weight;
+    grads_.assign(grads.begin(), grads.end());
+    PayloadHeader header;
+    header.elements = elements_;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const std::span<std::byte> slot = message_.bytes().subspan(slots_[i].offset, slots_[i].bytes);
+      if (layers_[i].payload == nullptr) {
+        load_f32(grads_[i], {reinterpret_cast<float*>(slot.data()),
+                             static_cast<std::size_t>(layers_[i].elements)});
+      } else if (encode(i, slot)) {
+        header.flags |= kFlagNonFinite;
+      }
+    }
+    seal_payload(header, message_.bytes());
+    return comm_.allgather(message_.bytes(), gathered_.bytes());
+  }
+
+  std::unique_ptr<Transfer> next() override {
+    throw InvalidArgument("a sparse exchange has one transfer; next() was called");
+  }
+
+  std::span<const std::uint8_t> finish() override {
+    for (int sender = 0; sender < comm_.size(); ++sender) {
+      open_payload(message_of(sender), elements_, sender);
+    }
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const bool nonfinite = layers_[i].payload == nullptr ? sum_raw(i) : sum_bodies(i);
+      flags_[i] = nonfinite ? 1 : 0;
+      if (nonfinite) {
+        fill_nan(grads_[i]);
+      }
+    }
+    return flags_;
+  }
+
+  std::size_t message_bytes() const override { return message_bytes_; }
+  std::size_t buffer_bytes() const override {
+    return message_.size() + gathered_.size() + workspace_.size() + scratch_.size();
+  }
+
+ private:
+  struct Slot {
+    std::size_t offset = 0;
+    std::size_t bytes = 0;
+    Memory* memory = nullptr;
+  };
+
+  void plan_message() {
+    std::size_t offset = kPayloadHeaderBytes;
+    for (const bool raw : {true, false}) {
+      for (std::size_t i = 0; i < layers_.size(); ++i) {
+        const ExchangeLayer& layer = layers_[i];
+        if ((layer.payload == nullptr) != raw) {
+          continue;
+        }
+        if (raw && (layer.dtype == DType::kF64 || layer.dtype == DType::kOther)) {
+          refuse_layer(comm_.rank(), layer,
+                       std::string(name(layer.dtype)) +
+                           " without a codec does not fit a sparse message\nhint: send it dense");
+        }
+        slots_[i].offset = offset;
+        slots_[i].bytes = raw ? static_cast<std::size_t>(layer.elements) * sizeof(float)
+                              : layer.payload->slot_bytes(layer.elements);
+        offset += round_up(slots_[i].bytes, 4);
+      }
+    }
+    message_bytes_ = round_up(offset, 8);
+  }
+
+  std::span<const std::byte> message_of(int sender) const {
+    return gathered_.bytes().subspan(static_cast<std::size_t>(sender) * message_bytes_,
+                                     message_bytes_);
+  }
+
+  // The decoded sum goes straight into an fp32 gradient, which encode leaves zeroed on the way.
+  bool sums_in_place(std::size_t i) const { return layers_[i].dtype == DType::kF32; }
+
+  // Returns whether the gradient held NaN or Inf.
+  bool encode(std::size_t i, std::span<std::byte> slot) {
+    Context ctx =
+        codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
+    ctx.gradient_after = sums_in_place(i) ? GradientAfter::kZero : GradientAfter::kKeep;
+    const EncodeResult result = layers_[i].payload->encode(ctx, grads_[i], slots_[i].memory, slot);
+    zero_slack(slot, result.bytes);
+    if (sums_in_place(i) && (result.nonfinite || result.empty)) {
+      fill_zero(grads_[i]);  // such gradients leave the encoder early, perhaps as they were
+    }
+    return result.nonfinite;
+  }
+
+  std::span<float> sum_target(std::size_t i) const {
+    const auto n = static_cast<std::size_t>(layers_[i].elements);
+    if (sums_in_place(i)) {
+      return {static_cast<float*>(grads_[i].data), n};
+    }
+    return scratch_.floats(n);
+  }
+
+  bool sum_raw(std::size_t i) {
+    const std::span<float> sum = sum_target(i);
+    const bool nonfinite = sum_scaled(gathered_.bytes().data() + slots_[i].offset, message_bytes_,
+                                      comm_.size(), weight_, sum);
+    if (!sums_in_place(i) && !nonfinite) {
+      store_f32(sum, grads_[i]);
+    }
+    return nonfinite;
+  }
+
+  bool sum_bodies(std::size_t i) {
+    for (int sender = 0; sender < comm_.size(); ++sender) {
+      if (is_nonfinite_body(body(i, sender))) {
+        return true;
+      }
+    }
+    const std::span<float> sum = sum_target(i);
+    if (!sums_in_place(i)) {
+      std::fill(sum.begin(), sum.end(), 0.0F);
+    }
+    for (int sender = 0; sender < comm_.size(); ++sender) {
+      const Context ctx =
+          codec_context(layers_[i], layers_[i].key_hash, step_, sender, workspace_.bytes());
+      with_sender(sender, layers_[i],
+                  [&] { layers_[i].payload->accumulate(ctx, body(i, sender), weight_, sum); });
+    }
+    if (!sums_in_place(i)) {
+      store_f32(sum, grads_[i]);
+    }
+    return false;
+  }
+
+  std::span<const std::byte> body(std::size_t i, int sender) const {
+    return message_of(sender).subspan(slots_[i].offset, slots_[i].bytes);
+  }
+
+  Communicator& comm_;
+  std::vector<ExchangeLayer> layers_;
+  std::vector<Slot> slots_;
+  std::vector<TensorView> grads_;
+  std::vector<std::uint8_t> flags_;
+  std::uint64_t elements_ = 0;
+  std::size_t message_bytes_ = 0;
+  AlignedBuffer message_;
+  AlignedBuffer gathered_;  // size() messages
+  AlignedBuffer workspace_;
+  AlignedBuffer scratch_;  // fp32 sum of one bf16, fp16 or fp64 layer
+  std::uint64_t step_ = 0;
+  float weight_ = 1;
+};
+
+}  // namespace
+
+std::unique_ptr<Exchange> make_sparse_exchange(Communicator& comm,
+                                               std::vector<ExchangeLayer> layers,
+                                               MemoryStore& memories) {
+  return std::make_unique<SparseExchange>(comm, std::move(layers), memories);
+}
+
+}  // namespace thinwire

@@ -1,0 +1,66 @@
+// What a message costs on an Ethernet wire, and what the usual algorithms send: the arithmetic
+// behind Communicator::sent_bytes() (comm/ALGORITHMS.md). Pure functions, thread-safe. All counts
+// are bytes sent by one rank; acknowledgements are not counted.
+#pragma once
+
+#include <cstdint>
+
+namespace thinwire {
+
+// TCP over IPv4 over Ethernet, MTU 1500: 1448 bytes of data a segment beside 14 (Ethernet) + 20
+// (IPv4) + 20 (TCP) + 12 (timestamps) bytes of headers.
+inline constexpr std::uint64_t kSegmentDataBytes = 1448;
+inline constexpr std::uint64_t kSegmentHeaderBytes = 66;
+
+// One message of `bytes`, the transport's own header included. A message begins a new segment.
+constexpr std::uint64_t tcp_wire_bytes(std::uint64_t bytes) {
+  const std::uint64_t segments = (bytes + kSegmentDataBytes - 1) / kSegmentDataBytes;
+  return bytes + segments * kSegmentHeaderBytes;
+}
+
+// How a transport cuts and frames: `pieces` equal parts a message; `header` bytes before each part
+// on the same stream; `control` bytes of separate small messages a part, each `control_messages`
+// long in segments.
+struct MessageFraming {
+  std::uint64_t header = 0;
+  std::uint64_t pieces = 1;
+  std::uint64_t control_bytes = 0;
+  std::uint64_t control_messages = 0;
+};
+
+// `count` messages of `bytes` each.
+constexpr std::uint64_t messages_wire_bytes(std::uint64_t count, std::uint64_t bytes,
+                                            const MessageFraming& framing) {
+  const std::uint64_t piece = (bytes + framing.pieces - 1) / framing.pieces;
+  return count * framing.pieces *
+         (tcp_wire_bytes(piece + framing.header) + framing.control_bytes +
+          framing.control_messages * kSegmentHeaderBytes);
+}
+
+// Ring allreduce of `bytes` over P ranks: P - 1 steps of reduce-scatter and P - 1 of allgather, a
+// P-th of the data each.
+constexpr std::uint64_t ring_allreduce_wire_bytes(std::uint64_t bytes, int ranks,
+                                                  const MessageFraming& framing = {}) {
+  if (ranks < 2 || bytes == 0) {
+    return 0;
+  }
+  const auto p = static_cast<std::uint64_t>(ranks);
+  return messages_wire_bytes(2 * (p - 1), (bytes + p - 1) / p, framing);
+}
+
+// Allgather of `bytes` a rank, by a ring or directly: P - 1 messages.
+constexpr std::uint64_t allgather_wire_bytes(std::uint64_t bytes, int ranks,
+                                             const MessageFraming& framing = {}) {
+  if (ranks < 2 || bytes == 0) {
+    return 0;
+  }
+  return messages_wire_bytes(static_cast<std::uint64_t>(ranks) - 1, bytes, framing);
+}
+
+// Direct all-to-all of blocks of `bytes`: P - 1 messages.
+constexpr std::uint64_t alltoall_wire_bytes(std::uint64_t block, int ranks,
+                                            const MessageFraming& framing = {}) {
+  return allgather_wire_bytes(block, ranks, framing);
+}
+
+}  // namespace thinwire
