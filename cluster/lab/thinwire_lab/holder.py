@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -77,6 +78,15 @@ def end_processes(namespaces: Iterable[int], spare: int = 0, mark: str = "") -> 
         time.sleep(0.01)
 
 
+def delete(paths: Iterable[Path]) -> None:
+    """Removes files and whole folders, as far as they exist."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def main(argv: list[str]) -> int:
     hosts, files = int(argv[1]), argv[2:]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -101,8 +111,7 @@ def main(argv: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_processes(inodes)
-        for name in files:
-            Path(name).unlink(missing_ok=True)
+        delete(map(Path, files))
     return 0
 
 

@@ -225,11 +225,17 @@ class Lab:
         return [mpirun, *flags, "--bind-to", "none", *hosts, *argv]
 
     def _write_agent(self) -> str:
-        """A script that mpirun calls as `agent ADDRESS COMMAND...`, in the place of ssh."""
+        """A script that mpirun calls as `agent ADDRESS COMMAND...`, in the place of ssh.
+
+        Real hosts have a /tmp each. Open MPI's daemons must not share one here: they make folders
+        of the same name in it at the same moment, and one of them fails.
+        """
+        base = states.private_folder(namespaces.mpi_folder(self.name))
         lines = ["address=$1", "shift", 'case "$address" in']
         for rank, address in enumerate(self.addresses):
             enter = shlex.join(namespaces.enter(self._state, rank + 1, from_inside=True))
-            lines.append(f'{address}) RANK={rank} exec {enter} sh -c "$*" ;;')
+            own = f"OMPI_MCA_orte_tmpdir_base={base}/{rank}"
+            lines.append(f'{address}) RANK={rank} {own} exec {enter} sh -c "$*" ;;')
         lines += ["esac", 'echo "no host $address in this lab" >&2', "exit 2"]
         path = namespaces.lab_files(self.name)[1]
         path.write_text("\n".join(lines) + "\n")

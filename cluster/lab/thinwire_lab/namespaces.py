@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 from thinwire_lab import holder as holder_program
@@ -217,8 +218,7 @@ def remove(state: State, grace_s: float) -> None:
             time.sleep(0.005)
     # What a dead holder could not end, and what was on its way in while the holder ended.
     holder_program.end_processes(state.inodes, mark=state.mark)
-    for path in lab_files(state.name):
-        path.unlink(missing_ok=True)
+    holder_program.delete(lab_files(state.name))
 
 
 def _terminate(state: State, holder: int, grace_s: float) -> None:
@@ -236,8 +236,15 @@ def _terminate(state: State, holder: int, grace_s: float) -> None:
 
 
 def lab_files(name: str) -> list[Path]:
-    """Every file a lab keeps: its state, and the agent by which mpirun reaches the hosts."""
-    return [states.state_file(name), states.folder() / f"{name}.agent"]
+    """Every file and folder a lab keeps: its state, and for mpirun the agent and the folder."""
+    folder = states.folder()
+    return [states.state_file(name), folder / f"{name}.agent", mpi_folder(name)]
+
+
+def mpi_folder(name: str) -> Path:
+    """Where Open MPI's daemons keep their sockets, whose paths may have 107 bytes at most."""
+    key = zlib.crc32(str(states.state_file(name)).encode())
+    return Path("/tmp") / f"twlab-{os.getuid()}-{key:08x}"
 
 
 def remove_dead() -> None:

@@ -95,7 +95,11 @@ def folder() -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if not base or not os.access(base, os.W_OK):
         base = "/tmp"
-    path = Path(base) / f"thinwire-lab-{os.getuid()}"
+    return private_folder(Path(base) / f"thinwire-lab-{os.getuid()}")
+
+
+def private_folder(path: Path) -> Path:
+    """Makes the folder if need be and refuses one that another user could have laid out."""
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or path.is_symlink():

@@ -136,6 +136,36 @@ def test_mpirun_starts_one_rank_a_host(thinwire_lab: Command) -> None:
     assert [row[-1] for row in rows] == [f"198.18.0.{i + 1}/24" for i in range(3)]
 
 
+ALLREDUCE = """
+#include <mpi.h>
+#include <stdlib.h>
+int main(int argc, char** argv) {
+  const int count = 250000;
+  int rank, size;
+  float* values = malloc(count * sizeof *values);
+  MPI_Init(&argc, &argv);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  for (int i = 0; i < count; ++i) values[i] = rank;
+  MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+  if (values[count - 1] != size * (size - 1) / 2) MPI_Abort(MPI_COMM_WORLD, 9);
+  MPI_Finalize();
+}
+"""
+
+
+def test_mpi_traffic_crosses_the_links(tmp_path: Path) -> None:
+    """A ring allreduce of 1 MB sends 1.5 MB a host; a rendezvous and headers come on top."""
+    (tmp_path / "allreduce.c").write_text(ALLREDUCE)
+    program = str(tmp_path / "allreduce")
+    subprocess.run(["mpicc", "-o", program, str(tmp_path / "allreduce.c")], check=True)
+    with Lab(hosts=4, rate="1gbit") as lab:
+        assert lab.run([program], mpi=True, timeout_s=60.0) == 0
+        sent = lab.sent_bytes()
+    assert 4 * 1.5e6 < sum(sent) < 4 * 1.5e6 * 1.2
+    assert min(sent) > 1.0e6
+
+
 def test_mpirun_passes_a_failure_on(thinwire_lab: Command) -> None:
     bring_up(2, "1gbit")
     assert thinwire_lab("run", "--mpi", "--", "sh", "-c", "exit 4").returncode == 4
