@@ -13,7 +13,8 @@ constexpr std::size_t kNamesShown = 5;
 std::string join(const std::vector<std::string>& words) {
   std::string text;
   for (const std::string& word : words) {
-    text += (text.empty() ? "" : ", ") + word;
+    text += text.empty() ? "" : ", ";
+    text += word;
   }
   return text;
 }
@@ -21,7 +22,8 @@ std::string join(const std::vector<std::string>& words) {
 std::string shape_text(const Layer& layer) {
   std::string text;
   for (const std::int64_t extent : layer.shape) {
-    text += (text.empty() ? "" : "x") + std::to_string(extent);
+    text += text.empty() ? "" : "x";
+    text += std::to_string(extent);
   }
   return text.empty() ? "scalar" : text;
 }

@@ -28,7 +28,8 @@ class TomlReader {
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         std::string all;
         for (const std::string& k : known) {
-          all += (all.empty() ? "" : ", ") + k;
+          all += all.empty() ? "" : ", ";
+          all += k;
         }
         fail(key.source(), "unknown key '" + name + "' " + where + "; expected one of " + all,
              "did you mean '" + nearest(name, known, 1).front() + "'?");

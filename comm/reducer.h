@@ -27,6 +27,14 @@ struct ReducerOptions {
   std::chrono::milliseconds deadline{300'000};       // of every wait on a peer
   std::chrono::milliseconds roll_call_grace{3'000};  // after a failure
   int threads = 1;                                   // of each encode and decode
+  // Uncompressed layers of a bucket join its sparse message, which saves a collective, while their
+  // fp32 bytes * (P - 1) stay under this: about the wire time of one collective's latency.
+  std::size_t ride_along_bytes = 65'536;
+  // Where the transport cannot survive a lost peer (MPI): `report` gets the message of the PeerLost,
+  // then `end_program` is called; when it is empty, the transport ends the program (MPI_Abort).
+  // Both on a thread of the reducer's.
+  std::function<void(const std::string&)> report;
+  std::function<void()> end_program;
 };
 
 struct BucketLayer {
@@ -108,6 +116,11 @@ class GradientReducer {
   // World size 1: gradients are untouched (kMean, kSum alike), nothing is encoded.
   std::shared_ptr<Reduction> reduce(Bucket bucket,
                                     std::function<void(std::exception_ptr)> done = {});
+
+  // Ends a step whose remaining buckets will not come: waits for what is in flight, then rolls its
+  // memory back. Counts as a skipped step. Every rank must call it at the same place. Nothing when
+  // no step is open.
+  void abandon_step();
 
   // The last finished step was rolled back (NaN/Inf somewhere); the same on every rank.
   bool last_step_skipped() const;

@@ -1,0 +1,131 @@
+#include "comm/bucket_layout.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+namespace thinwire {
+
+#ifdef TW_NO_requantising
+std::unique_ptr<Exchange> make_requantising_exchange(Communicator&, std::vector<ExchangeLayer>,
+                                                     MemoryStore&) {
+  throw NotAvailable("quantised exchanges are not in this version\nhint: use topk");
+}
+#endif
+#ifdef TW_NO_linear
+std::unique_ptr<Exchange> make_linear_exchange(Communicator&, std::vector<ExchangeLayer>,
+                                               MemoryStore&) {
+  throw NotAvailable("linear exchanges are not in this version\nhint: use topk");
+}
+#endif
+
+namespace {
+
+using Members = std::vector<std::size_t>;
+
+struct Split {
+  Members sparse;
+  Members requantising;
+  Members linear;
+  Members dense;    // fp32, bf16, fp16
+  Members dense64;  // fp64
+};
+
+bool compressed_at(const Codec& codec, std::uint64_t step) {
+  return !codec.is_none() && step >= codec.options.start_step;
+}
+
+Split split_layers(const LayoutContext& context, const std::vector<std::size_t>& indices,
+                   std::uint64_t step) {
+  Split split;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    const Layer& layer = context.layers[indices[i]];
+    const Codec& codec = context.plan.choices[indices[i]].codec;
+    if (!compressed_at(codec, step)) {
+      (layer.dtype == DType::kF64 ? split.dense64 : split.dense).push_back(i);
+    } else if (codec.linear) {
+      split.linear.push_back(i);
+    } else {
+      (codec.payload->traits().sparse ? split.sparse : split.requantising).push_back(i);
+    }
+  }
+  return split;
+}
+
+// The allgather sends every raw value P - 1 times, an allreduce twice; but it is there anyway.
+void let_small_layers_ride(const LayoutContext& context, const std::vector<std::size_t>& indices,
+                           Split& split) {
+  if (split.sparse.empty() || split.dense.empty()) {
+    return;
+  }
+  std::size_t bytes = 0;
+  for (const std::size_t i : split.dense) {
+    bytes += static_cast<std::size_t>(context.layers[indices[i]].elements()) * sizeof(float);
+  }
+  if (bytes * static_cast<std::size_t>(context.comm.size() - 1) > context.ride_along_bytes) {
+    return;
+  }
+  Members merged;
+  std::merge(split.sparse.begin(), split.sparse.end(), split.dense.begin(), split.dense.end(),
+             std::back_inserter(merged));
+  split.sparse = std::move(merged);
+  split.dense.clear();
+}
+
+std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
+                                           const std::vector<std::size_t>& indices,
+                                           const Members& members, std::uint64_t step) {
+  std::vector<ExchangeLayer> result;
+  for (const std::size_t i : members) {
+    const Layer& layer = context.layers[indices[i]];
+    const Codec& codec = context.plan.choices[indices[i]].codec;
+    ExchangeLayer& entry = result.emplace_back();
+    entry.name = layer.name;
+    entry.shape = layer.shape;
+    entry.elements = layer.elements();
+    entry.dtype = layer.dtype;
+    entry.key_hash = context.key_hashes[indices[i]];
+    if (compressed_at(codec, step)) {
+      entry.payload = codec.payload.get();
+      entry.linear = codec.linear.get();
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+BucketLayout make_bucket_layout(const LayoutContext& context,
+                                const std::vector<std::size_t>& indices, std::uint64_t step) {
+  Split split = split_layers(context, indices, step);
+  let_small_layers_ride(context, indices, split);
+
+  BucketLayout layout;
+  const auto add = [&](Members members, auto&& make) {
+    if (members.empty()) {
+      return;
+    }
+    BucketGroup& group = layout.groups.emplace_back();
+    group.exchange = make(exchange_layers(context, indices, members, step));
+    group.grads.resize(members.size());
+    group.members = std::move(members);
+    layout.buffer_bytes += group.exchange->buffer_bytes();
+  };
+  const auto dense = [&](std::vector<ExchangeLayer> layers) {
+    return make_dense_exchange(context.comm, std::move(layers));
+  };
+  add(std::move(split.dense), dense);
+  add(std::move(split.dense64), dense);
+  add(std::move(split.requantising), [&](std::vector<ExchangeLayer> layers) {
+    return make_requantising_exchange(context.comm, std::move(layers), context.memories);
+  });
+  add(std::move(split.linear), [&](std::vector<ExchangeLayer> layers) {
+    return make_linear_exchange(context.comm, std::move(layers), context.memories);
+  });
+  add(std::move(split.sparse), [&](std::vector<ExchangeLayer> layers) {
+    return make_sparse_exchange(context.comm, std::move(layers), context.memories);
+  });
+  return layout;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,71 @@
+// MemoryTable: the memories of a layer table, by layer, element range and role. They belong to
+// keys, not to buckets, so they survive bucket rebuilds. One thread at a time.
+#pragma once
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "comm/exchange.h"
+#include "comm/policy.h"
+#include "comm/reducer.h"
+#include "compressors/core/memory.h"
+
+namespace thinwire {
+
+class MemoryTable final : public MemoryStore {
+ public:
+  // `layers` and `plan` outlive the table and have one entry a layer each.
+  MemoryTable(const std::vector<Layer>& layers, const Plan& plan);
+
+  Memory* memory(std::string_view name, std::int64_t begin, std::int64_t end,
+                 MemoryRole role) override;
+
+  // End of a step: what was written becomes current, or is forgotten. Memories of layers with
+  // transactional=off cannot forget: they keep the step's gradient either way.
+  void commit();
+  void rollback();
+  void scale(float factor);
+
+  // Bytes held, all generations.
+  std::size_t bytes() const { return bytes_; }
+
+  // One entry a memory, in the order of their keys.
+  std::vector<StateEntry> save() const;
+  // Replaces everything; memories without an entry are cleared. InvalidArgument, with nothing
+  // changed, when an entry names no layer, range or role of this table.
+  void restore(const std::vector<StateEntry>& entries);
+
+ private:
+  struct Slot {
+    std::size_t layer = 0;
+    MemoryRole role = MemoryRole::kWorker;
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+    auto operator<=>(const Slot&) const = default;
+  };
+  struct LayerInfo {
+    std::int64_t elements = 0;
+    bool remembers = false;
+    MemoryOptions options;
+  };
+
+  std::string key_text(const Slot& slot) const;
+  Slot parse_key(const std::string& key) const;
+  Memory& at(const Slot& slot);
+
+  const std::vector<Layer>& layers_;
+  std::unordered_map<std::string_view, std::size_t> index_;
+  std::vector<LayerInfo> info_;
+  std::map<Slot, std::unique_ptr<Memory>> memories_;
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace thinwire

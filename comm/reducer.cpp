@@ -1,0 +1,393 @@
+#include "comm/reducer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <optional>
+#include <unordered_set>
+#include <utility>
+
+#include "comm/handshake.h"
+#include "comm/memory_table.h"
+#include "comm/peer_lost.h"
+#include "comm/reducer_thread.h"
+#include "comm/summary.h"
+#include "compressors/core/payload.h"
+#include "compressors/core/version.h"
+
+namespace thinwire {
+namespace {
+
+constexpr int kStateVersion = 1;
+
+std::string shape_text(const Layer& layer) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < layer.shape.size(); ++i) {
+    text += i == 0 ? "" : ", ";
+    text += std::to_string(layer.shape[i]);
+  }
+  return text + "]";
+}
+
+std::string describe(const Layer& layer) {
+  return "'" + layer.name + "' " + std::string(name(layer.dtype)) + " " + shape_text(layer);
+}
+
+void check_table(const std::vector<Layer>& layers) {
+  std::unordered_set<std::string_view> names;
+  for (const Layer& layer : layers) {
+    if (!names.insert(layer.name).second) {
+      throw InvalidArgument("two layers are named '" + layer.name +
+                            "'; expected a name for each\nhint: list a tied weight once");
+    }
+  }
+}
+
+std::vector<HandshakeField> handshake_fields(const std::vector<Layer>& layers,
+                                             const Policy& policy, const ReducerOptions& options) {
+  std::vector<HandshakeField> fields = {
+      {"library version", std::string(version())},
+      {"payload format", std::to_string(kPayloadVersion)},
+      {"policy", policy.text()},
+      {"operation", options.op == ReduceOp::kMean ? "mean" : "sum"},
+      {"stream", options.stream},
+      {"ride_along_bytes", std::to_string(options.ride_along_bytes)},
+      {"number of layers", std::to_string(layers.size())},
+  };
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    fields.push_back({"layer " + std::to_string(i), describe(layers[i])});
+  }
+  return fields;
+}
+
+void check_state(bool same, const std::string& what, const std::string& expected,
+                 const std::string& got) {
+  if (!same) {
+    throw InvalidArgument("cannot restore the reducer's state: " + what + ": expected " +
+                          expected + ", got " + got +
+                          "\nhint: restore a state saved by the same rank of a job with the same "
+                          "model, policy and world size");
+  }
+}
+
+}  // namespace
+
+class GradientReducer::Impl {
+ public:
+  Impl(std::unique_ptr<Communicator> comm, std::vector<Layer> layers, Policy policy,
+       ReducerOptions options)
+      : layers_(std::move(layers)),
+        policy_(std::move(policy)),
+        options_(std::move(options)),
+        rank_(comm->rank()),
+        size_(comm->size()) {
+    check_table(layers_);
+    plan_or_error();
+    if (size_ > 1) {
+      greet(*comm);
+    }
+    if (plan_error_) {
+      std::rethrow_exception(plan_error_);
+    }
+    memories_.emplace(layers_, plan_);
+    seen_.resize(layers_.size());
+    if (size_ > 1) {
+      thread_.emplace(std::move(comm), layers_, plan_, *memories_, options_);
+    }
+  }
+
+  std::shared_ptr<Reduction> reduce(Bucket bucket, std::function<void(std::exception_ptr)> done) {
+    const std::lock_guard lock(mutex_);
+    check_bucket(bucket);
+    auto reduction = std::make_shared<PendingReduction>();
+    const bool last = bucket.last;
+    if (thread_) {
+      std::vector<std::size_t> indices;
+      for (const BucketLayer& entry : bucket.layers) {
+        indices.push_back(entry.layer);
+      }
+      thread_->submit({.bucket = std::move(bucket),
+                       .abandon = false,
+                       .reduction = reduction,
+                       .done = std::move(done)});
+      mark_seen(indices);
+    } else {
+      reduction->complete(nullptr);
+      if (done) {
+        done(nullptr);
+      }
+    }
+    if (last) {
+      close_step();
+    } else {
+      open_ = true;
+    }
+    return reduction;
+  }
+
+  void abandon_step() {
+    std::shared_ptr<PendingReduction> reduction;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!open_) {
+        return;
+      }
+      close_step();
+      if (!thread_) {
+        return;
+      }
+      reduction = std::make_shared<PendingReduction>();
+      thread_->submit({.bucket = {}, .abandon = true, .reduction = reduction, .done = {}});
+    }
+    reduction->wait();
+  }
+
+  bool last_step_skipped() const { return thread_ && thread_->counters().last_skipped; }
+
+  void set_loss_scale(double scale) {
+    if (!(scale > 0) || !std::isfinite(scale)) {
+      throw InvalidArgument("loss scale: expected a positive finite number, got " +
+                            std::to_string(scale));
+    }
+    const std::lock_guard lock(mutex_);
+    quiesce("set_loss_scale()");
+    if (scale != loss_scale_) {
+      memories_->scale(static_cast<float>(scale / loss_scale_));
+      loss_scale_ = scale;
+    }
+  }
+
+  ReducerStats stats() const {
+    ReducerStats stats;
+    ReducerCounters counters;
+    if (thread_) {
+      counters = thread_->counters();
+    } else {
+      counters.steps = solo_steps_;
+      counters.nonfinite_steps.resize(layers_.size());
+    }
+    stats.steps = counters.steps;
+    stats.skipped_steps = counters.skipped_steps;
+    stats.wire_bytes = counters.wire_bytes;
+    stats.dense_wire_bytes = counters.dense_wire_bytes;
+    if (counters.wire_bytes > 0) {
+      stats.ratio = static_cast<double>(counters.dense_wire_bytes) /
+                    static_cast<double>(counters.wire_bytes);
+      stats.ratio_bf16 = stats.ratio / 2;
+    }
+    stats.memory_bytes = counters.memory_bytes;
+    stats.buffer_bytes = counters.buffer_bytes;
+    stats.encode_seconds = counters.encode_seconds;
+    stats.decode_seconds = counters.decode_seconds;
+    stats.wait_seconds = counters.wait_seconds;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      stats.layers.push_back(layer_stats(i, counters.nonfinite_steps[i]));
+    }
+    return stats;
+  }
+
+  const Plan& plan() const { return plan_; }
+  const std::vector<Layer>& layers() const { return layers_; }
+  std::string summary() const { return summarise(layers_, policy_, plan_, size_); }
+
+  ReducerState state() const {
+    const std::lock_guard lock(mutex_);
+    quiesce("state()");
+    return {.version = kStateVersion,
+            .rank = rank_,
+            .world_size = size_,
+            .step = thread_ ? thread_->counters().step : solo_steps_,
+            .loss_scale = loss_scale_,
+            .policy = policy_.text(),
+            .entries = memories_->save()};
+  }
+
+  void restore(const ReducerState& state) {
+    const std::lock_guard lock(mutex_);
+    quiesce("restore()");
+    const auto check_number = [](const char* what, int expected, int got) {
+      check_state(expected == got, what, std::to_string(expected), std::to_string(got));
+    };
+    check_number("version", kStateVersion, state.version);
+    check_number("rank", rank_, state.rank);
+    check_number("world size", size_, state.world_size);
+    check_state(state.policy == policy_.text(), "policy", "'" + policy_.text() + "'",
+                "'" + state.policy + "'");
+    memories_->restore(state.entries);
+    loss_scale_ = state.loss_scale;
+    if (thread_) {
+      thread_->set_step(state.step);
+    } else {
+      solo_steps_ = state.step;
+    }
+  }
+
+  void abort() noexcept {
+    if (thread_) {
+      thread_->abort();
+    }
+  }
+
+ private:
+  // A plan that cannot be made must not keep this rank from the handshake the others wait in: a
+  // policy that differs between ranks is better told as that.
+  void plan_or_error() {
+    try {
+      plan_ = Plan::make(policy_, layers_);
+    } catch (const PolicyError&) {
+      plan_error_ = std::current_exception();
+    }
+  }
+
+  void greet(Communicator& comm) const {
+    const auto began = Clock::now();
+    try {
+      shake_hands(comm, handshake_fields(layers_, policy_, options_), began + options_.deadline);
+    } catch (const TransportError& error) {
+      LossReport report{.rank = rank_,
+                        .world_size = size_,
+                        .step = 0,
+                        .waited = Clock::now() - began,
+                        .deadline = options_.deadline,
+                        .cause = "in the handshake: " + std::string(error.what())};
+      const bool survives = comm.traits().survives_failure;
+      if (survives) {
+        comm.abort();
+      }
+      report.absent = comm.roll_call(options_.roll_call_grace);
+      const PeerLost lost = peer_lost(report);
+      if (!survives) {
+        if (options_.report) {
+          options_.report(lost.what());
+        }
+        options_.end_program ? options_.end_program() : comm.abort();
+      }
+      throw lost;
+    }
+  }
+
+  std::string where(std::size_t layer) const {
+    return "rank " + std::to_string(rank_) + ", layer '" + layers_[layer].name + "': ";
+  }
+
+  void check_bucket(const Bucket& bucket) const {
+    std::unordered_set<std::size_t> within;
+    for (const BucketLayer& entry : bucket.layers) {
+      if (entry.layer >= layers_.size()) {
+        throw InvalidArgument("rank " + std::to_string(rank_) + ": layer index " +
+                              std::to_string(entry.layer) + " given, the table has " +
+                              std::to_string(layers_.size()) + " layers");
+      }
+      const Layer& layer = layers_[entry.layer];
+      if (layer.dtype == DType::kOther) {
+        throw InvalidArgument(where(entry.layer) +
+                              "expected fp32, bf16, fp16 or fp64 gradients, got integers or "
+                              "another type\nhint: integers are no gradients; reduce them with "
+                              "the transport's own allreduce");
+      }
+      if (entry.grad.dtype != layer.dtype) {
+        throw InvalidArgument(where(entry.layer) + "expected " + std::string(name(layer.dtype)) +
+                              ", got " + std::string(name(entry.grad.dtype)) +
+                              "\nhint: gradients keep the layer table's dtype; make a new reducer "
+                              "after changing it");
+      }
+      if (entry.grad.elements != layer.elements() ||
+          (entry.grad.data == nullptr && entry.grad.elements > 0)) {
+        throw InvalidArgument(where(entry.layer) + "expected " +
+                              std::to_string(layer.elements()) + " elements (shape " +
+                              shape_text(layer) + "), got " +
+                              std::to_string(entry.grad.data == nullptr ? 0 : entry.grad.elements) +
+                              "\nhint: a tensor keeps its shape between steps; make a new reducer "
+                              "for a changed model");
+      }
+      if (seen_[entry.layer] != 0 || !within.insert(entry.layer).second) {
+        throw InvalidArgument(where(entry.layer) +
+                              "given twice in one step\nhint: mark the step's last bucket with "
+                              "last = true, or end an unfinished step with abandon_step()");
+      }
+    }
+  }
+
+  void mark_seen(const std::vector<std::size_t>& indices) {
+    for (const std::size_t layer : indices) {
+      seen_[layer] = 1;
+    }
+  }
+
+  void close_step() {
+    std::fill(seen_.begin(), seen_.end(), std::uint8_t{0});
+    open_ = false;
+    if (!thread_) {
+      ++solo_steps_;
+    }
+  }
+
+  // Waits for steps that are complete but on their way; memory is at a committed step then.
+  void quiesce(const char* call) const {
+    if (!thread_) {
+      return;
+    }
+    if (open_ && !thread_->failed()) {
+      throw InvalidArgument("rank " + std::to_string(rank_) + ": " + call +
+                            " within a step; expected the step's last bucket before it\nhint: "
+                            "call it between steps, or end the step with abandon_step()");
+    }
+    thread_->wait_idle();
+  }
+
+  LayerStats layer_stats(std::size_t i, std::uint64_t nonfinite_steps) const {
+    const Policy::Choice& choice = plan_.choices[i];
+    LayerStats stats{.name = layers_[i].name,
+                     .elements = layers_[i].elements(),
+                     .codec = choice.codec.is_none() ? "none" : choice.codec.spec,
+                     .reason = choice.reason,
+                     .slot_bytes = size_ > 1 ? message_bytes(layers_[i], choice.codec) : 0,
+                     .ratio = 1,
+                     .nonfinite_steps = nonfinite_steps};
+    if (stats.slot_bytes > 0) {
+      stats.ratio = 4.0 * static_cast<double>(stats.elements) /
+                    static_cast<double>(stats.slot_bytes);
+    }
+    return stats;
+  }
+
+  const std::vector<Layer> layers_;
+  const Policy policy_;
+  const ReducerOptions options_;
+  const int rank_;
+  const int size_;
+  Plan plan_;
+  std::exception_ptr plan_error_;
+  std::optional<MemoryTable> memories_;
+  mutable std::mutex mutex_;  // of the caller's side: the open step
+  std::vector<std::uint8_t> seen_;
+  bool open_ = false;
+  double loss_scale_ = 1;
+  std::uint64_t solo_steps_ = 0;         // world size 1
+  std::optional<ReducerThread> thread_;  // last: ends first
+};
+
+GradientReducer::GradientReducer(std::unique_ptr<Communicator> comm, std::vector<Layer> layers,
+                                 Policy policy, ReducerOptions options)
+    : impl_(std::make_unique<Impl>(std::move(comm), std::move(layers), std::move(policy),
+                                   std::move(options))) {}
+
+GradientReducer::~GradientReducer() = default;
+
+std::shared_ptr<Reduction> GradientReducer::reduce(Bucket bucket,
+                                                   std::function<void(std::exception_ptr)> done) {
+  return impl_->reduce(std::move(bucket), std::move(done));
+}
+
+void GradientReducer::abandon_step() { impl_->abandon_step(); }
+bool GradientReducer::last_step_skipped() const { return impl_->last_step_skipped(); }
+void GradientReducer::set_loss_scale(double scale) { impl_->set_loss_scale(scale); }
+ReducerStats GradientReducer::stats() const { return impl_->stats(); }
+const Plan& GradientReducer::plan() const { return impl_->plan(); }
+const std::vector<Layer>& GradientReducer::layers() const { return impl_->layers(); }
+std::string GradientReducer::summary() const { return impl_->summary(); }
+ReducerState GradientReducer::state() const { return impl_->state(); }
+void GradientReducer::restore(const ReducerState& state) { impl_->restore(state); }
+void GradientReducer::abort() noexcept { impl_->abort(); }
+
+}  // namespace thinwire

@@ -1,0 +1,564 @@
+#include "comm/reducer_thread.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "comm/peer_lost.h"
+#include "comm/wire_bytes.h"
+#include "compressors/core/context.h"
+
+namespace thinwire {
+namespace {
+
+// How long the thread sleeps between two looks at the transfers while it waits for a bucket. Short
+// enough to move MPI along, long enough not to take the cores from the backward pass.
+constexpr std::chrono::milliseconds kFirstNap{1};
+constexpr std::chrono::milliseconds kLongestNap{4};
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() {
+    seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  Clock::time_point begin_ = Clock::now();
+};
+
+// Layouts change when layers begin to be compressed: the last start that has passed.
+std::uint64_t phase_at(const Plan& plan, std::uint64_t step) {
+  std::uint64_t phase = 0;
+  for (const Policy::Choice& choice : plan.choices) {
+    const std::uint64_t start = choice.codec.options.start_step;
+    if (start <= step) {
+      phase = std::max(phase, start);
+    }
+  }
+  return phase;
+}
+
+}  // namespace
+
+void PendingReduction::wait() {
+  std::unique_lock lock(mutex_);
+  ready_changed_.wait(lock, [this] { return ready_; });
+  if (error_) {
+    std::rethrow_exception(error_);
+  }
+}
+
+void PendingReduction::complete(std::exception_ptr error) {
+  const std::lock_guard lock(mutex_);
+  ready_ = true;
+  error_ = std::move(error);
+  ready_changed_.notify_all();
+}
+
+ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vector<Layer>& layers,
+                             const Plan& plan, MemoryTable& memories,
+                             const ReducerOptions& options)
+    : comm_(std::move(comm)),
+      layers_(layers),
+      plan_(plan),
+      memories_(memories),
+      options_(options),
+      sent_before_(comm_->sent_bytes()),
+      flagged_(layers.size()) {
+  for (const Layer& layer : layers) {
+    key_hashes_.push_back(Key{.stream = options.stream,
+                              .parameter = layer.name,
+                              .begin = 0,
+                              .end = layer.elements()}
+                              .hash());
+  }
+  for (const Policy::Choice& choice : plan.choices) {
+    holds_results_ = holds_results_ || choice.codec.options.nonfinite != NonFinite::kPropagate;
+  }
+  counters_.nonfinite_steps.resize(layers.size());
+  if (!comm_->traits().survives_failure) {
+    watchdog_.emplace(options_.deadline + options_.roll_call_grace, [this] { end_stuck(); });
+  }
+  thread_ = std::thread([this] { run(); });
+}
+
+ReducerThread::~ReducerThread() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  queue_changed_.notify_all();
+  thread_.join();
+}
+
+void ReducerThread::submit(ReductionJob job) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) {
+      std::rethrow_exception(failure_);
+    }
+    if (aborted_.load()) {
+      throw TransportError("the reducer was aborted\nhint: make a new reducer over a new group");
+    }
+    queue_.push_back(std::move(job));
+    idle_ = false;
+  }
+  queue_changed_.notify_one();
+}
+
+void ReducerThread::wait_idle() const {
+  std::unique_lock lock(mutex_);
+  idle_changed_.wait(lock, [this] { return idle_; });
+}
+
+void ReducerThread::set_step(std::uint64_t step) {
+  const std::lock_guard lock(mutex_);
+  step_ = step;
+  counters_.step = step;
+}
+
+ReducerCounters ReducerThread::counters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+bool ReducerThread::failed() const {
+  const std::lock_guard lock(mutex_);
+  return failure_ != nullptr;
+}
+
+void ReducerThread::abort() noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    aborted_ = true;
+  }
+  comm_->abort();
+  queue_changed_.notify_all();
+}
+
+void ReducerThread::run() {
+  while (std::optional<ReductionJob> job = await_step()) {
+    try {
+      run_step(std::move(*job));
+    } catch (...) {
+      fail(std::current_exception());
+    }
+    disarm();
+  }
+}
+
+std::optional<ReductionJob> ReducerThread::await_step() {
+  std::unique_lock lock(mutex_);
+  if (queue_.empty()) {
+    idle_ = true;
+    idle_changed_.notify_all();
+  }
+  queue_changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+  if (queue_.empty()) {
+    return std::nullopt;
+  }
+  ReductionJob job = std::move(queue_.front());
+  queue_.pop_front();
+  return job;
+}
+
+void ReducerThread::run_step(ReductionJob first) {
+  std::optional<ReductionJob> job = std::move(first);
+  bool abandoned = false;
+  for (bool last = false; !last; job = last ? std::nullopt : await_bucket()) {
+    if (!job) {
+      leave_open_step();
+      return;
+    }
+    last = job->bucket.last;
+    abandoned = job->abandon;
+    begin(std::move(*job));
+    issue_next(active_.size() - 1);
+  }
+  while (!std::all_of(active_.begin(), active_.end(),
+                      [this](const ActiveBucket& bucket) { return fully_issued(bucket); })) {
+    issue_next(active_.size());
+  }
+  finish_buckets(true);
+  end_step(abandoned);
+}
+
+// The next bucket of the open step; meanwhile looks after the transfers in flight. None when the
+// reducer ends.
+std::optional<ReductionJob> ReducerThread::await_bucket() {
+  disarm();
+  auto nap = kFirstNap;
+  std::unique_lock lock(mutex_);
+  while (queue_.empty()) {
+    if (aborted_) {
+      throw TransportError("aborted");
+    }
+    if (stopping_) {
+      return std::nullopt;
+    }
+    lock.unlock();
+    const bool progress = finish_buckets(false);
+    const bool in_flight = any_in_flight();
+    lock.lock();
+    nap = progress ? kFirstNap : std::min(2 * nap, kLongestNap);
+    const auto awake = [this] { return stopping_ || aborted_ || !queue_.empty(); };
+    if (in_flight) {
+      queue_changed_.wait_for(lock, nap, awake);
+    } else {
+      queue_changed_.wait(lock, awake);
+    }
+  }
+  ReductionJob job = std::move(queue_.front());
+  queue_.pop_front();
+  return job;
+}
+
+BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
+  LayoutKey key{phase_at(plan_, step_), {}};
+  for (const BucketLayer& entry : bucket.layers) {
+    key.second.push_back(entry.layer);
+  }
+  const auto found = layouts_.find(key);
+  if (found != layouts_.end()) {
+    return found->second;
+  }
+  const LayoutContext context{.comm = *comm_,
+                              .layers = layers_,
+                              .plan = plan_,
+                              .key_hashes = key_hashes_,
+                              .memories = memories_,
+                              .ride_along_bytes = options_.ride_along_bytes};
+  BucketLayout layout = make_bucket_layout(context, key.second, step_);
+  return layouts_.emplace(std::move(key), std::move(layout)).first->second;
+}
+
+void ReducerThread::begin(ReductionJob job) {
+  const Stopwatch stopwatch(encode_seconds_);
+  ActiveBucket& bucket = active_.emplace_back();
+  bucket.job = std::move(job);
+  waiting_for_ = &bucket;
+  wait_began_ = Clock::now();
+  arm();
+  bucket.layout = &layout_of(bucket.job.bucket);
+  bucket.layout->last_step = step_;
+  const float weight =
+      options_.op == ReduceOp::kMean ? 1.0F / static_cast<float>(comm_->size()) : 1.0F;
+  std::int64_t elements = 0;
+  for (BucketGroup& group : bucket.layout->groups) {
+    for (std::size_t i = 0; i < group.members.size(); ++i) {
+      group.grads[i] = bucket.job.bucket.layers[group.members[i]].grad;
+      elements += group.grads[i].elements;
+    }
+    group.issued = 0;
+    group.transfer = group.exchange->start(step_, weight, group.grads);
+    group.issued = 1;
+  }
+  dense_wire_bytes_ += ring_allreduce_wire_bytes(static_cast<std::uint64_t>(elements) * sizeof(float), comm_->size());
+}
+
+// One tick for the buckets before `newest`.
+void ReducerThread::issue_next(std::size_t newest) {
+  for (std::size_t i = newest; i-- > 0;) {
+    for (BucketGroup& group : active_[i].layout->groups) {
+      if (!active_[i].finished && group.issued < group.exchange->transfers()) {
+        wait(group, active_[i]);
+        const Stopwatch stopwatch(encode_seconds_);
+        group.transfer = group.exchange->next();
+        ++group.issued;
+      }
+    }
+  }
+}
+
+bool ReducerThread::fully_issued(const ActiveBucket& bucket) const {
+  return bucket.finished || std::all_of(bucket.layout->groups.begin(), bucket.layout->groups.end(),
+                                        [](const BucketGroup& group) {
+                                          return group.issued >= group.exchange->transfers();
+                                        });
+}
+
+bool ReducerThread::all_done(const ActiveBucket& bucket) const {
+  return std::all_of(bucket.layout->groups.begin(), bucket.layout->groups.end(),
+                     [](const BucketGroup& group) { return group.transfer->done(); });
+}
+
+bool ReducerThread::any_in_flight() const {
+  return std::any_of(active_.begin(), active_.end(), [this](const ActiveBucket& bucket) {
+    return !bucket.finished && !all_done(bucket);
+  });
+}
+
+bool ReducerThread::finish_buckets(bool blocking) {
+  bool any = false;
+  for (ActiveBucket& bucket : active_) {
+    if (bucket.finished) {
+      continue;
+    }
+    if (!fully_issued(bucket) || (!blocking && !all_done(bucket))) {
+      break;
+    }
+    finish(bucket);
+    any = true;
+  }
+  return any;
+}
+
+void ReducerThread::finish(ActiveBucket& bucket) {
+  for (BucketGroup& group : bucket.layout->groups) {
+    wait(group, bucket);
+    const Stopwatch stopwatch(decode_seconds_);
+    const std::span<const std::uint8_t> flags = group.exchange->finish();
+    for (std::size_t i = 0; i < group.members.size(); ++i) {
+      flagged_[bucket.job.bucket.layers[group.members[i]].layer] |= flags[i];
+    }
+    group.transfer.reset();
+  }
+  bucket.finished = true;
+  if (!holds_results_ && !bucket.job.bucket.last) {
+    complete(bucket, nullptr);
+  }
+}
+
+void ReducerThread::wait(BucketGroup& group, const ActiveBucket& bucket) {
+  const Stopwatch stopwatch(wait_seconds_);
+  waiting_for_ = &bucket;
+  wait_began_ = Clock::now();
+  arm();
+  group.transfer->wait(wait_began_ + options_.deadline);
+}
+
+// The reducer ends within a step. What is in flight was issued by all ranks, so it can be waited
+// for; the rest of the schedule is not known.
+void ReducerThread::leave_open_step() {
+  for (ActiveBucket& bucket : active_) {
+    for (BucketGroup& group : bucket.layout->groups) {
+      if (!bucket.finished) {
+        wait(group, bucket);
+      }
+    }
+  }
+  finish_buckets(true);
+  memories_.rollback();
+  const auto error = std::make_exception_ptr(
+      InvalidArgument("the reducer ended before the last bucket of step " +
+                      std::to_string(step_) + "\nhint: wait for the step, or abandon_step()"));
+  for (ActiveBucket& bucket : active_) {
+    complete(bucket, error);
+  }
+  active_.clear();
+}
+
+void ReducerThread::end_step(bool abandoned) {
+  const bool nonfinite =
+      std::any_of(flagged_.begin(), flagged_.end(), [](std::uint8_t flag) { return flag != 0; });
+  const bool skipped = abandoned || nonfinite;
+  if (skipped) {
+    memories_.rollback();
+  } else {
+    memories_.commit();
+  }
+  std::exception_ptr error;
+  if (nonfinite) {
+    error = nonfinite_error();
+    for (std::size_t i = 0; i < flagged_.size(); ++i) {
+      if (flagged_[i] != 0 && plan_.choices[i].codec.options.nonfinite == NonFinite::kSkipStep) {
+        zero_gradients();
+        break;
+      }
+    }
+  }
+  publish(skipped);
+  for (ActiveBucket& bucket : active_) {
+    complete(bucket, error);
+  }
+  active_.clear();
+  std::fill(flagged_.begin(), flagged_.end(), std::uint8_t{0});
+  drop_stale_layouts();
+  ++step_;
+}
+
+void ReducerThread::zero_gradients() {
+  for (const ActiveBucket& bucket : active_) {
+    for (const BucketLayer& entry : bucket.job.bucket.layers) {
+      std::memset(entry.grad.data, 0, entry.grad.bytes());
+    }
+  }
+}
+
+// Null when no flagged layer asks for an error. The same text on every rank.
+std::exception_ptr ReducerThread::nonfinite_error() const {
+  std::string names;
+  bool wanted = false;
+  for (std::size_t i = 0; i < flagged_.size(); ++i) {
+    if (flagged_[i] != 0) {
+      names += names.empty() ? "'" : ", '";
+      names += layers_[i].name;
+      names += "'";
+      wanted = wanted || plan_.choices[i].codec.options.nonfinite == NonFinite::kError;
+    }
+  }
+  if (!wanted) {
+    return nullptr;
+  }
+  return std::make_exception_ptr(NonFiniteError(
+      "NaN or Inf in the gradient of " + names + " at step " + std::to_string(step_) +
+      " on at least one rank; expected finite values (nonfinite=error)\nthe step's residuals are "
+      "rolled back on every rank\nhint: lower the learning rate or the loss scale, clip "
+      "gradients, or use nonfinite=skip-step to leave such steps out"));
+}
+
+void ReducerThread::complete(ActiveBucket& bucket, const std::exception_ptr& error) {
+  const std::shared_ptr<PendingReduction> reduction = std::move(bucket.job.reduction);
+  if (!reduction) {
+    return;  // already complete
+  }
+  const auto done = std::move(bucket.job.done);
+  bucket.job.reduction = nullptr;
+  reduction->complete(error);
+  if (done) {
+    try {
+      done(error);
+    } catch (...) {  // the reduction itself is complete; its callback cannot change that
+    }
+  }
+}
+
+// A framework that rebuilds its buckets never comes back to the old ones.
+void ReducerThread::drop_stale_layouts() {
+  std::erase_if(layouts_, [this](const auto& entry) {
+    return entry.second.last_step + 2 <= step_;
+  });
+}
+
+void ReducerThread::publish(bool skipped) {
+  std::size_t buffer_bytes = 0;
+  for (const auto& [key, layout] : layouts_) {
+    buffer_bytes += layout.buffer_bytes;
+  }
+  const std::uint64_t sent = comm_->sent_bytes() - sent_before_;
+  const std::lock_guard lock(mutex_);
+  counters_.step = step_ + 1;
+  ++counters_.steps;
+  counters_.skipped_steps += skipped ? 1 : 0;
+  counters_.last_skipped = skipped;
+  counters_.wire_bytes = sent;
+  counters_.dense_wire_bytes = dense_wire_bytes_;
+  counters_.memory_bytes = memories_.bytes();
+  counters_.buffer_bytes = buffer_bytes;
+  counters_.encode_seconds = encode_seconds_;
+  counters_.decode_seconds = decode_seconds_;
+  counters_.wait_seconds = wait_seconds_;
+  for (std::size_t i = 0; i < flagged_.size(); ++i) {
+    counters_.nonfinite_steps[i] += flagged_[i];
+  }
+}
+
+void ReducerThread::arm() {
+  if (watchdog_) {
+    watchdog_->arm();
+  }
+}
+
+void ReducerThread::disarm() {
+  if (watchdog_) {
+    watchdog_->disarm();
+  }
+}
+
+// Ends the reducer: the step is undone, everything pending and to come gets the error.
+void ReducerThread::fail(std::exception_ptr error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const TransportError& transport) {
+    error = aborted_ ? std::make_exception_ptr(TransportError(
+                           "the reducer was aborted at step " + std::to_string(step_) +
+                           "\nhint: make a new reducer over a new group"))
+                     : lose_peer(transport);
+  } catch (const std::exception& other) {
+    // The peers do not know of it; without this rank they cannot go on.
+    if (!comm_->traits().survives_failure && options_.report) {
+      options_.report("rank " + std::to_string(comm_->rank()) + " ends the job at step " +
+                      std::to_string(step_) + ": " + other.what());
+    }
+    end_group();
+  }
+  memories_.rollback();
+  std::deque<ReductionJob> queued;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = error;
+    queued.swap(queue_);
+  }
+  for (ReductionJob& job : queued) {
+    active_.emplace_back().job = std::move(job);
+  }
+  for (ActiveBucket& bucket : active_) {
+    if (bucket.layout != nullptr) {
+      for (BucketGroup& group : bucket.layout->groups) {
+        group.transfer.reset();
+      }
+    }
+    complete(bucket, error);
+  }
+  active_.clear();
+  waiting_for_ = nullptr;
+}
+
+std::exception_ptr ReducerThread::lose_peer(const TransportError& error) {
+  LossReport report{.rank = comm_->rank(),
+                    .world_size = comm_->size(),
+                    .step = step_,
+                    .waited = Clock::now() - wait_began_,
+                    .deadline = options_.deadline,
+                    .cause = error.what()};
+  if (waiting_for_ != nullptr) {
+    for (const BucketLayer& entry : waiting_for_->job.bucket.layers) {
+      report.blocked.push_back(layers_[entry.layer].name);
+    }
+  }
+  const bool survives = comm_->traits().survives_failure;
+  if (survives) {
+    comm_->abort();
+  }
+  try {
+    report.absent = comm_->roll_call(options_.roll_call_grace);
+  } catch (const std::exception&) {
+    report.absent.clear();  // unknown
+  }
+  const PeerLost lost = peer_lost(report);
+  if (!survives) {
+    if (options_.report) {
+      options_.report(lost.what());
+    }
+    end_group();
+  }
+  return std::make_exception_ptr(lost);
+}
+
+// On the watchdog's thread, while this one hangs in a call of the transport.
+void ReducerThread::end_stuck() {
+  if (options_.report) {
+    options_.report(peer_lost({.rank = comm_->rank(),
+                               .world_size = comm_->size(),
+                               .step = step_,
+                               .waited = options_.deadline + options_.roll_call_grace,
+                               .deadline = options_.deadline,
+                               .cause = "a call of the transport '" + comm_->name() +
+                                        "' did not return"})
+                        .what());
+  }
+  end_group();
+}
+
+void ReducerThread::end_group() {
+  if (!comm_->traits().survives_failure && options_.end_program) {
+    options_.end_program();
+  } else {
+    comm_->abort();
+  }
+}
+
+}  // namespace thinwire

@@ -1,0 +1,167 @@
+// ReducerThread: the communication thread of one reducer. Buckets come in through a queue; steps
+// run one after another.
+//
+// Schedule: transfer s of a step's bucket i is issued at tick i + s. Tick t starts bucket t, then
+// issues the next transfers of buckets t-1, t-2, ... in that order; after the step's last bucket
+// the ticks go on until nothing is left to issue. The order depends on the sequence of buckets
+// alone, so all ranks issue the same transfers in the same order without asking each other, and
+// the encode of a bucket overlaps the wire time of those before. Finishing issues nothing, so a
+// bucket is finished whenever its transfers are done.
+//
+// The public calls may come from any thread; everything else runs on the thread itself.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "comm/bucket_layout.h"
+#include "comm/communicator.h"
+#include "comm/memory_table.h"
+#include "comm/policy.h"
+#include "comm/reducer.h"
+#include "comm/watchdog.h"
+
+namespace thinwire {
+
+class PendingReduction final : public Reduction {
+ public:
+  void wait() override;
+  void complete(std::exception_ptr error);
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ready_changed_;
+  bool ready_ = false;
+  std::exception_ptr error_;
+};
+
+struct ReductionJob {
+  Bucket bucket;
+  bool abandon = false;  // ends the step with a rollback; the bucket is empty
+  std::shared_ptr<PendingReduction> reduction;
+  std::function<void(std::exception_ptr)> done;
+};
+
+// Of all steps so far.
+struct ReducerCounters {
+  std::uint64_t step = 0;  // the next one
+  std::uint64_t steps = 0;
+  std::uint64_t skipped_steps = 0;
+  bool last_skipped = false;
+  std::uint64_t wire_bytes = 0;
+  std::uint64_t dense_wire_bytes = 0;
+  std::size_t memory_bytes = 0;
+  std::size_t buffer_bytes = 0;
+  double encode_seconds = 0;
+  double decode_seconds = 0;
+  double wait_seconds = 0;
+  std::vector<std::uint64_t> nonfinite_steps;  // one a layer
+};
+
+class ReducerThread {
+ public:
+  // The references outlive the thread. The communicator has at least two ranks.
+  ReducerThread(std::unique_ptr<Communicator> comm, const std::vector<Layer>& layers,
+                const Plan& plan, MemoryTable& memories, const ReducerOptions& options);
+  // Runs what is queued, waits for what is in flight, ends the thread.
+  ~ReducerThread();
+
+  // Throws the failure of an earlier step, if there was one.
+  void submit(ReductionJob job);
+  // Blocks until nothing is queued or in flight and no step is open on the thread; then the memory
+  // table may be used by the caller until the next submit().
+  void wait_idle() const;
+  // Between steps, when idle.
+  void set_step(std::uint64_t step);
+
+  ReducerCounters counters() const;
+  // A step failed for good; submit() throws.
+  bool failed() const;
+  void abort() noexcept;
+
+ private:
+  struct ActiveBucket {
+    ReductionJob job;
+    BucketLayout* layout = nullptr;
+    bool finished = false;
+  };
+
+  void run();
+  void run_step(ReductionJob first);
+  std::optional<ReductionJob> await_step();
+  std::optional<ReductionJob> await_bucket();
+
+  void begin(ReductionJob job);
+  void issue_next(std::size_t newest);
+  bool fully_issued(const ActiveBucket& bucket) const;
+  bool all_done(const ActiveBucket& bucket) const;
+  bool any_in_flight() const;
+  // Finishes buckets in order; not blocking: stops at the first that is not done.
+  bool finish_buckets(bool blocking);
+  void finish(ActiveBucket& bucket);
+  void wait(BucketGroup& group, const ActiveBucket& bucket);
+  void leave_open_step();
+  void end_step(bool abandoned);
+  void zero_gradients();
+  void complete(ActiveBucket& bucket, const std::exception_ptr& error);
+  void drop_stale_layouts();
+
+  BucketLayout& layout_of(const Bucket& bucket);
+  std::exception_ptr nonfinite_error() const;
+  void fail(std::exception_ptr error);
+  std::exception_ptr lose_peer(const TransportError& error);
+  void end_stuck();
+  void end_group();
+  void arm();
+  void disarm();
+  void publish(bool skipped);
+
+  // Layouts are destroyed after the communicator, whose threads may still know their buffers.
+  using LayoutKey = std::pair<std::uint64_t, std::vector<std::size_t>>;  // phase, layers
+  std::map<LayoutKey, BucketLayout> layouts_;
+  const std::unique_ptr<Communicator> comm_;
+  const std::vector<Layer>& layers_;
+  const Plan& plan_;
+  MemoryTable& memories_;
+  const ReducerOptions& options_;
+  std::vector<std::uint64_t> key_hashes_;
+  bool holds_results_ = false;  // some layer's policy may change every result at the step's end
+  std::uint64_t sent_before_ = 0;
+
+  // The step on its way.
+  std::atomic<std::uint64_t> step_{0};  // the watchdog reads it, too
+  std::deque<ActiveBucket> active_;
+  std::vector<std::uint8_t> flagged_;  // one a layer: NaN or Inf on some rank
+  double encode_seconds_ = 0;
+  double decode_seconds_ = 0;
+  double wait_seconds_ = 0;
+  std::uint64_t dense_wire_bytes_ = 0;
+  Clock::time_point wait_began_;
+  const ActiveBucket* waiting_for_ = nullptr;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable queue_changed_;
+  mutable std::condition_variable idle_changed_;
+  std::deque<ReductionJob> queue_;
+  bool stopping_ = false;
+  bool idle_ = true;
+  std::exception_ptr failure_;
+  ReducerCounters counters_;
+
+  std::atomic<bool> aborted_{false};
+  std::optional<Watchdog> watchdog_;
+  std::thread thread_;
+};
+
+}  // namespace thinwire

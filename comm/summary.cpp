@@ -1,0 +1,123 @@
+#include "comm/summary.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <map>
+
+namespace thinwire {
+namespace {
+
+std::string megabytes(std::size_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f MB", static_cast<double>(bytes) / 1e6);
+  return text;
+}
+
+struct Tally {
+  std::size_t layers = 0;
+  std::int64_t elements = 0;
+  std::size_t bytes = 0;
+
+  void add(const Layer& layer, const Codec& codec) {
+    ++layers;
+    elements += layer.elements();
+    bytes += message_bytes(layer, codec);
+  }
+};
+
+std::string describe(const std::string& what, const Tally& tally) {
+  return "\n  " + what + ": " + std::to_string(tally.layers) +
+         (tally.layers == 1 ? " layer, " : " layers, ") + std::to_string(tally.elements) +
+         " elements, " + std::to_string(tally.bytes) + " bytes a step";
+}
+
+std::size_t generations(const Codec& codec) {
+  const bool lossless = codec.payload ? codec.payload->traits().lossless
+                                      : !codec.linear || codec.linear->traits().lossless;
+  if (lossless || !codec.options.error_feedback) {
+    return 0;
+  }
+  return codec.options.transactional ? 2 : 1;
+}
+
+}  // namespace
+
+std::size_t message_bytes(const Layer& layer, const Codec& codec) {
+  const auto dense = static_cast<std::size_t>(layer.elements()) *
+                     (layer.dtype == DType::kF64 ? sizeof(double) : sizeof(float));
+  if (codec.payload) {
+    return codec.payload->slot_bytes(layer.elements());
+  }
+  if (!codec.linear) {
+    return dense;
+  }
+  std::size_t bytes = 0;
+  for (int round = 0; round < codec.linear->rounds(); ++round) {
+    bytes += static_cast<std::size_t>(codec.linear->round_elements(layer.shape, round)) *
+             sizeof(float);
+  }
+  return bytes;
+}
+
+MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& plan,
+                               int world_size) {
+  MemoryForecast forecast;
+  if (world_size < 2) {
+    return forecast;
+  }
+  const auto ranks = static_cast<std::size_t>(world_size);
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const Codec& codec = plan.choices[i].codec;
+    const auto fp32_bytes = static_cast<std::size_t>(layers[i].elements()) * sizeof(float);
+    const std::size_t message = message_bytes(layers[i], codec);
+    forecast.residual_bytes += generations(codec) * fp32_bytes;
+    if (!codec.payload) {
+      forecast.buffer_bytes += message;  // reduced in place
+    } else if (codec.payload->traits().sparse) {
+      forecast.buffer_bytes += (1 + ranks) * message;
+    } else {
+      forecast.residual_bytes += generations(codec) * fp32_bytes / ranks;  // as owner
+      forecast.buffer_bytes += 3 * message + fp32_bytes / ranks;
+    }
+  }
+  return forecast;
+}
+
+std::string summarise(const std::vector<Layer>& layers, const Policy& policy, const Plan& plan,
+                      int world_size) {
+  if (world_size < 2) {
+    return "thinwire: one rank, gradients stay untouched";
+  }
+  std::map<std::string, Tally> compressed;
+  std::map<std::string, Tally> dense;
+  Tally all;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const Policy::Choice& choice = plan.choices[i];
+    all.add(layers[i], choice.codec);
+    auto& group = choice.codec.is_none() ? dense : compressed;
+    std::string reason = choice.reason;
+    if (choice.codec.is_none() && reason.find(" < ") != std::string::npos) {
+      reason = "dense: fewer than min_elements";
+    }
+    group[choice.codec.is_none() ? reason : choice.codec.spec].add(layers[i], choice.codec);
+  }
+  std::string text = "thinwire: " + std::to_string(layers.size()) + " layers, " +
+                     std::to_string(all.elements) + " elements on " + std::to_string(world_size) +
+                     " ranks; messages of " + megabytes(all.bytes) + " a step for " +
+                     megabytes(static_cast<std::size_t>(all.elements) * sizeof(float)) +
+                     " of fp32 gradients";
+  if (policy.text().find('\n') == std::string::npos) {
+    text += " (policy " + policy.text() + ")";
+  }
+  for (const auto& [spec, tally] : compressed) {
+    text += describe(spec, tally);
+  }
+  for (const auto& [reason, tally] : dense) {
+    text += describe(reason == "default" ? "uncompressed" : reason, tally);
+  }
+  const MemoryForecast memory = forecast_memory(layers, plan, world_size);
+  return text + "\n  memory to be taken: " + megabytes(memory.residual_bytes) +
+         " of residuals, about " + megabytes(memory.buffer_bytes) + " of message buffers";
+}
+
+}  // namespace thinwire

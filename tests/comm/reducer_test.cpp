@@ -1,0 +1,418 @@
+// GradientReducer over loopback: results, replicas, memory over bucket rebuilds, misuse.
+#include "comm/reducer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <map>
+#include <thread>
+
+#include "tests/comm/reducer_fixture.h"
+
+namespace thinwire::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+struct Case {
+  const char* policy;
+  int ranks;
+};
+void PrintTo(const Case& c, std::ostream* out) { *out << c.policy << " on " << c.ranks; }
+
+class ReducerPolicies : public ::testing::TestWithParam<Case> {};
+
+using Hashes = std::vector<std::vector<std::uint64_t>>;  // [step][rank]
+
+void expect_identical_replicas(const Hashes& hashes) {
+  for (std::size_t step = 0; step < hashes.size(); ++step) {
+    for (std::size_t rank = 1; rank < hashes[step].size(); ++rank) {
+      EXPECT_EQ(hashes[step][rank], hashes[step][0]) << "step " << step << ", rank " << rank;
+    }
+  }
+}
+
+TEST_P(ReducerPolicies, ReplicasAreIdenticalAtEveryStepAndOverBucketRebuilds) {
+  constexpr std::size_t kSteps = 6;
+  const int ranks = GetParam().ranks;
+  Hashes hashes(kSteps, std::vector<std::uint64_t>(static_cast<std::size_t>(ranks)));
+  run_ranks(ranks, [&](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse(GetParam().policy));
+    Gradients gradients(layers);
+    const std::vector<std::vector<std::vector<std::size_t>>> layouts = {
+        {{0, 1}, {2, 3}, {4}, {5, 6}}, {{6, 5}, {4, 3, 2}, {1, 0}}, {{6, 5, 4, 3, 2, 1, 0}}};
+    for (std::size_t step = 0; step < kSteps; ++step) {
+      gradients.fill(step, rank);
+      reduce_step(reducer, gradients, layouts[std::min<std::size_t>(step / 2, 2)]);
+      hashes[step][static_cast<std::size_t>(rank)] = gradients.hash();
+    }
+    EXPECT_EQ(reducer.stats().steps, kSteps);
+    EXPECT_EQ(reducer.stats().skipped_steps, 0u);
+  });
+  expect_identical_replicas(hashes);
+}
+
+// Per element: mean gradient + old pending update == result + new pending update, where the pending
+// update is the mean of the workers' residuals plus the owner's.
+TEST_P(ReducerPolicies, NothingIsLost) {
+  constexpr int kSteps = 4;
+  const int ranks = GetParam().ranks;
+  const std::vector<Layer> layers = small_model();
+  std::vector<std::vector<double>> given;    // sum over steps of the mean gradient
+  std::vector<std::vector<double>> results;  // sum over steps, rank 0
+  std::vector<std::vector<double>> pending;  // after the last step
+  for (const Layer& layer : layers) {
+    const std::vector<double> zeros(static_cast<std::size_t>(layer.elements()));
+    given.push_back(zeros);
+    results.push_back(zeros);
+    pending.push_back(zeros);
+  }
+  std::mutex mutex;
+  run_ranks(ranks, [&](int rank, std::unique_ptr<Communicator> comm) {
+    GradientReducer reducer(std::move(comm), layers, Policy::parse(GetParam().policy));
+    Gradients gradients(layers);
+    for (std::uint64_t step = 0; step < kSteps; ++step) {
+      gradients.fill(step, rank);
+      {
+        const std::lock_guard lock(mutex);
+        for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+          for (std::size_t i = 0; i < given[layer].size(); ++i) {
+            given[layer][i] += gradients.get(layer, static_cast<std::int64_t>(i)) / double{1} / ranks;
+          }
+        }
+      }
+      reduce_step(reducer, gradients, kTwoBuckets);
+      for (std::size_t layer = 0; rank == 0 && layer < layers.size(); ++layer) {
+        for (std::size_t i = 0; i < results[layer].size(); ++i) {
+          results[layer][i] += gradients.get(layer, static_cast<std::int64_t>(i));
+        }
+      }
+    }
+    const std::lock_guard lock(mutex);
+    for (const StateEntry& entry : reducer.state().entries) {
+      const std::size_t slash = entry.key.rfind('/');
+      const std::size_t first = entry.key.find('/') + 1;
+      const std::string name = entry.key.substr(first, slash - first);
+      const auto begin = static_cast<std::size_t>(std::stoll(entry.key.substr(slash + 1)));
+      const double share = entry.key.starts_with("worker/") ? 1.0 / ranks : 1.0;
+      for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+        for (std::size_t i = 0; layers[layer].name == name && i < entry.residual.size(); ++i) {
+          pending[layer][begin + i] += share * entry.residual[i];
+        }
+      }
+    }
+  });
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    // fp32 sums of values of about 1; results of the bf16 layer are rounded to 8 bits.
+    const double bound = layers[layer].dtype == DType::kBF16 ? kSteps * 0x1p-8 : kSteps * 0x1p-20;
+    for (std::size_t i = 0; i < given[layer].size(); ++i) {
+      ASSERT_NEAR(given[layer][i], results[layer][i] + pending[layer][i], bound)
+          << layers[layer].name << "[" << i << "]";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Reducer, ReducerPolicies,
+    ::testing::Values(Case{"none", 2}, Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
+                      Case{"topk:0.02,values=q8", 3}, Case{"topk:0.02,values=q8", 4},
+                      Case{"q4", 2}, Case{"q4", 3}, Case{"q8,stochastic", 4}, Case{"q2", 7},
+                      Case{"bf16", 4}, Case{"randmask:0.1", 2}, Case{"randmask:0.1", 4},
+                      Case{"policy = \"topk:0.05\"\n[[rule]]\nname = \"fc2.weight\"\npolicy = "
+                           "\"q8\"\n[[rule]]\nname = \"half.weight\"\npolicy = \"randmask:0.2\"",
+                           4}));
+
+TEST(Reducer, WorldOfOneLeavesGradientsUntouched) {
+  run_ranks(1, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    gradients.set(0, 0, std::nanf(""));
+    const std::uint64_t before = gradients.hash();
+    reduce_step(reducer, gradients, kTwoBuckets);
+    EXPECT_EQ(gradients.hash(), before);
+    EXPECT_EQ(reducer.stats().steps, 1u);
+    EXPECT_EQ(reducer.stats().wire_bytes, 0u);
+    EXPECT_EQ(reducer.stats().memory_bytes, 0u);
+    EXPECT_EQ(reducer.stats().ratio, 1);
+    EXPECT_TRUE(reducer.state().entries.empty());
+    EXPECT_FALSE(reducer.last_step_skipped());
+  });
+}
+
+TEST(Reducer, SumIsTheMeanTimesTheRanks) {
+  for (const char* policy : {"none", "topk:0.1", "q8"}) {
+    std::vector<float> of_op[2];
+    for (const ReduceOp op : {ReduceOp::kMean, ReduceOp::kSum}) {
+      run_ranks(4, [&](int rank, std::unique_ptr<Communicator> comm) {
+        const std::vector<Layer> layers = small_model();
+        ReducerOptions options;
+        options.op = op;
+        GradientReducer reducer(std::move(comm), layers, Policy::parse(policy), options);
+        Gradients gradients(layers);
+        gradients.fill(0, rank);
+        reduce_step(reducer, gradients, kTwoBuckets);
+        if (rank == 0) {
+          of_op[op == ReduceOp::kSum] = gradients.values(0);
+        }
+      });
+    }
+    ASSERT_EQ(of_op[0].size(), of_op[1].size());
+    for (std::size_t i = 0; i < of_op[0].size(); ++i) {  // 4 is a power of two: exact
+      ASSERT_EQ(of_op[0][i] * 4, of_op[1][i]) << policy << " " << i;
+    }
+  }
+}
+
+TEST(Reducer, AnUnusedLayerKeepsItsResidual) {
+  run_ranks(3, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    reduce_step(reducer, gradients, kTwoBuckets);
+    const auto residual = [&] {
+      for (const StateEntry& entry : reducer.state().entries) {
+        if (entry.key.starts_with("worker/fc2.weight/")) {
+          return entry.residual;
+        }
+      }
+      return std::vector<float>();
+    };
+    const std::vector<float> before = residual();
+    ASSERT_EQ(before.size(), 2120u);
+    gradients.fill(1, rank);
+    gradients.zero(2);
+    reduce_step(reducer, gradients, kTwoBuckets);
+    EXPECT_EQ(residual(), before);
+    EXPECT_EQ(gradients.values(2), std::vector<float>(2120, 0.0F));
+  });
+}
+
+TEST(Reducer, CallbacksComeOnceABucketWithTheResultInPlace) {
+  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("none"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    const float mine = gradients.get(0, 0);
+    std::atomic<int> calls{0};
+    std::atomic<bool> changed{false};
+    const auto first = reducer.reduce(gradients.bucket({0}, false), [&](std::exception_ptr error) {
+      EXPECT_FALSE(error);
+      changed = gradients.get(0, 0) != mine;
+      ++calls;
+    });
+    const auto rest = reducer.reduce(gradients.bucket({1, 2, 3, 4, 5, 6}, true),
+                                     [&](std::exception_ptr error) {
+                                       EXPECT_FALSE(error);
+                                       ++calls;
+                                     });
+    first->wait();
+    rest->wait();
+    reducer.stats();
+    reducer.state();  // idle: callbacks are through
+    EXPECT_EQ(calls, 2);
+    EXPECT_TRUE(changed);
+  });
+}
+
+// A bucket that is done must not wait for the step's other buckets.
+TEST(Reducer, FinishesABucketBeforeTheNextComes) {
+  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    reducer.reduce(gradients.bucket({0, 1}, false))->wait();
+    reducer.reduce(gradients.bucket({2, 3, 4, 5, 6}, true))->wait();
+    EXPECT_EQ(reducer.stats().steps, 1u);
+  });
+}
+
+TEST(Reducer, StepsMayBeQueuedWithoutWaiting) {
+  run_ranks(3, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("q4"));
+    std::vector<Gradients> gradients(5, Gradients(layers));
+    std::vector<std::shared_ptr<Reduction>> reductions;
+    for (std::size_t step = 0; step < gradients.size(); ++step) {
+      gradients[step].fill(step, rank);
+      for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+        reductions.push_back(
+            reducer.reduce(gradients[step].bucket({layer}, layer + 1 == layers.size())));
+      }
+    }
+    for (const auto& reduction : reductions) {
+      reduction->wait();
+    }
+    EXPECT_EQ(reducer.stats().steps, gradients.size());
+  });
+}
+
+TEST(Reducer, StartDelaysCompression) {
+  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01,start=2"));
+    Gradients gradients(layers);
+    std::uint64_t sent[3] = {};
+    for (std::uint64_t step = 0; step < 3; ++step) {
+      gradients.fill(step, rank);
+      reduce_step(reducer, gradients, kTwoBuckets);
+      sent[step] = reducer.stats().wire_bytes;
+      EXPECT_EQ(reducer.state().entries.empty(), step < 2);
+    }
+    EXPECT_EQ(sent[1], 2 * sent[0]);
+    EXPECT_LT(sent[2] - sent[1], sent[0] / 3);
+  });
+}
+
+TEST(Reducer, StatsTellBytesAndLayers) {
+  run_ranks(4, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    reduce_step(reducer, gradients, kTwoBuckets);
+    const ReducerStats stats = reducer.stats();
+    EXPECT_GT(stats.wire_bytes, 0u);
+    EXPECT_GT(stats.ratio, 2);
+    EXPECT_EQ(stats.ratio_bf16, stats.ratio / 2);
+    EXPECT_EQ(stats.ratio, static_cast<double>(stats.dense_wire_bytes) /
+                               static_cast<double>(stats.wire_bytes));
+    EXPECT_EQ(stats.memory_bytes, 2 * sizeof(float) * (1320 + 2120 + 1147));
+    EXPECT_GT(stats.buffer_bytes, 0u);
+    ASSERT_EQ(stats.layers.size(), layers.size());
+    EXPECT_EQ(stats.layers[0].codec, "topk:0.01");
+    EXPECT_EQ(stats.layers[1].codec, "none");
+    EXPECT_EQ(stats.layers[1].reason, "dense: 1 dimension");
+    EXPECT_GT(stats.layers[0].ratio, 10);
+    EXPECT_THAT(reducer.summary(),
+                AllOf(HasSubstr("topk:0.01: 3 layers"), HasSubstr("memory to be taken")));
+  });
+}
+
+// All dense traffic of a bucket in one collective: bytes of the plain ring.
+TEST(Reducer, UncompressedTrafficCostsWhatARingDoes) {
+  run_ranks(4, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("none"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    reduce_step(reducer, gradients, kTwoBuckets);
+    EXPECT_NEAR(reducer.stats().ratio, 1, 0.05);
+  });
+}
+
+TEST(Reducer, LossScaleRescalesResiduals) {
+  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    reduce_step(reducer, gradients, kTwoBuckets);
+    const ReducerState before = reducer.state();
+    reducer.set_loss_scale(8);
+    reducer.set_loss_scale(8);
+    const ReducerState after = reducer.state();
+    EXPECT_EQ(after.loss_scale, 8);
+    ASSERT_EQ(after.entries.size(), before.entries.size());
+    for (std::size_t e = 0; e < after.entries.size(); ++e) {
+      for (std::size_t i = 0; i < after.entries[e].residual.size(); ++i) {
+        ASSERT_EQ(after.entries[e].residual[i], before.entries[e].residual[i] * 8);
+      }
+    }
+    EXPECT_THROW(reducer.set_loss_scale(0), InvalidArgument);
+    EXPECT_THROW(reducer.set_loss_scale(std::nan("")), InvalidArgument);
+  });
+}
+
+struct Misuse {
+  const char* what;
+  std::function<Bucket(Gradients&)> bucket;
+  const char* says;
+};
+
+TEST(Reducer, MisuseIsRefusedWithRankAndLayerAndTheStepGoesOn) {
+  static std::vector<float> other(2120);
+  static double doubles[40];
+  const std::vector<Misuse> cases = {
+      {"index", [](Gradients&) { return Bucket{{{99, view(other)}}, true}; }, "layer index 99"},
+      {"shape", [](Gradients&) { return Bucket{{{0, view(other)}}, true}; },
+       "'fc1.weight': expected 1320 elements (shape [40, 33]), got 2120"},
+      {"null", [](Gradients&) { return Bucket{{{1, {nullptr, 40, DType::kF32}}}, true}; },
+       "'fc1.bias': expected 40 elements"},
+      {"dtype", [](Gradients&) { return Bucket{{{1, {doubles, 40, DType::kF64}}}, true}; },
+       "expected fp32, got fp64"},
+      {"twice in a bucket", [](Gradients& g) { return g.bucket({1, 1}, true); },
+       "'fc1.bias': given twice"},
+      {"twice in a step", [](Gradients& g) { return g.bucket({0}, true); },
+       "'fc1.weight': given twice"}};
+  run_ranks(2, [&](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("none"));
+    Gradients gradients(layers);
+    gradients.fill(0, rank);
+    const auto first = reducer.reduce(gradients.bucket({0}, false));
+    for (const Misuse& misuse : cases) {
+      try {
+        reducer.reduce(misuse.bucket(gradients));
+        ADD_FAILURE() << misuse.what << " was accepted";
+      } catch (const InvalidArgument& error) {
+        EXPECT_THAT(error.what(), HasSubstr(misuse.says)) << misuse.what;
+        EXPECT_THAT(error.what(), HasSubstr("rank " + std::to_string(rank)));
+      }
+    }
+    reducer.reduce(gradients.bucket({1, 2, 3, 4, 5, 6}, true))->wait();
+    first->wait();
+    EXPECT_EQ(reducer.stats().steps, 1u);
+  });
+}
+
+TEST(Reducer, IntegerLayersAreRefused) {
+  run_ranks(2, [](int, std::unique_ptr<Communicator> comm) {
+    GradientReducer reducer(
+        std::move(comm), {{"w", {64, 64}, DType::kF32}, {"counter", {4}, DType::kOther}},
+        Policy::parse("q8"));
+    std::int8_t counter[4] = {1, 2, 3, 4};
+    try {
+      reducer.reduce({{{1, {counter, 4, DType::kOther}}}, true});
+      ADD_FAILURE() << "accepted";
+    } catch (const InvalidArgument& error) {
+      EXPECT_THAT(error.what(), AllOf(HasSubstr("'counter'"), HasSubstr("integers"),
+                                      HasSubstr("hint: ")));
+    }
+  });
+}
+
+TEST(Reducer, DoublesAreReducedAsDoubles) {
+  run_ranks(3, [](int rank, std::unique_ptr<Communicator> comm) {
+    ReducerOptions options;
+    options.op = ReduceOp::kSum;
+    GradientReducer reducer(std::move(comm),
+                            {{"a", {64, 64}, DType::kF32}, {"d", {64, 64}, DType::kF64}},
+                            Policy::parse("topk:0.5"), options);
+    std::vector<float> a(4096, 1.0F);
+    std::vector<double> d(4096, 1e-12 + rank);
+    reducer.reduce({{{0, view(a)}, {1, {d.data(), 4096, DType::kF64}}}, true})->wait();
+    EXPECT_DOUBLE_EQ(d[0], 3e-12 + 3);
+    EXPECT_NE(static_cast<float>(d[0]), d[0]);
+  });
+}
+
+TEST(Reducer, DuplicateNamesAreRefused) {
+  run_ranks(1, [](int, std::unique_ptr<Communicator> comm) {
+    EXPECT_THROW(GradientReducer(std::move(comm),
+                                 {{"w", {64, 64}, DType::kF32}, {"w", {64, 64}, DType::kF32}},
+                                 Policy::parse("none")),
+                 InvalidArgument);
+  });
+}
+
+}  // namespace
+}  // namespace thinwire::testing
