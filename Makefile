@@ -28,7 +28,7 @@ release: setup  ## the same, optimised and without assertions
 	@scripts/build.sh release
 
 demo: release  ## trains two real models on four emulated hosts; QUICK=1: one model, one link, 90 s
-	@$(py) -m thinwire.cli demo $(if $(QUICK),--quick)
+	@$(py) -m examples.demo $(if $(QUICK),--quick)
 
 test: build  ## every test: ctest and pytest
 	@$(py) scripts/run_tests.py dev --pytest

@@ -1,0 +1,226 @@
+"""`python -m examples.demo`: the main job.
+
+Results go to stdout and into a folder, progress to stderr. Exit code: 0; 1 when a thinwire run
+failed or replicas differ; 2 when the demo cannot run here; 130 after Ctrl-C (what was measured by
+then is still written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from examples.demo import report
+from examples.demo.hosts import LOOPBACK, Hosts, LabHosts, LoopbackHosts
+from examples.demo.live import screen_for
+from examples.demo.methods import check_spec
+from examples.demo.pool import WorkerError
+from examples.demo.records import RunRecord, write_json_lines
+from examples.demo.runner import (
+    LINKS,
+    METHODS,
+    QUICK_LINKS,
+    QUICK_METHODS,
+    QUICK_TASKS,
+    Demo,
+    Options,
+)
+from examples.demo.tasks import TASKS, DataMissingError
+
+NEXT = (
+    "thinwire run --policy topk:0.01,values=q8 -- "
+    "torchrun --nproc-per-node=2 examples/pytorch/train.py"
+)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.demo",
+        description="Trains two real models on emulated hosts, plain and compressed.",
+    )
+    quick = os.environ.get("QUICK", "") not in ("", "0")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        default=quick,
+        help="one task, one link, three methods (or QUICK=1)",
+    )
+    parser.add_argument(
+        "--task", action="append", choices=sorted(TASKS), help="repeatable; default: all"
+    )
+    parser.add_argument(
+        "--rate", action="append", help=f"link speed, repeatable; default: {' '.join(LINKS)}"
+    )
+    parser.add_argument(
+        "--method", action="append", help=f"repeatable; default: {' '.join(METHODS)}"
+    )
+    parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=12.0, help="wall time of each run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/demo"), help="folder for what is written"
+    )
+    parser.add_argument(
+        "--loopback",
+        action="store_true",
+        help="plain processes instead of lab hosts: no link speed",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        for method in arguments.method or []:
+            check_spec(method)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.loopback and arguments.rate:
+        parser.error("--loopback has no link speed, so --rate cannot be given with it")
+    if arguments.hosts < 2:
+        parser.error(f"--hosts {arguments.hosts}: at least 2 hosts are needed to exchange anything")
+    return arguments
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    quick = arguments.quick
+    links = arguments.rate or (QUICK_LINKS if quick else LINKS)
+    return Options(
+        tasks=arguments.task or (QUICK_TASKS if quick else list(TASKS)),
+        links=[LOOPBACK] if arguments.loopback else links,
+        methods=arguments.method or (QUICK_METHODS if quick else METHODS),
+        hosts=arguments.hosts,
+        seconds=arguments.seconds,
+        out=arguments.out,
+    )
+
+
+def make_hosts(options: Options) -> Hosts:
+    """The lab's hosts; exits with a message when there can be none."""
+    if options.links == [LOOPBACK]:
+        return LoopbackHosts(options.hosts)
+    return LabHosts(options.hosts, options.links[0])
+
+
+def console(stderr: bool = False) -> Console:
+    """As wide as the terminal; 100 columns where there is none. Rich itself honours NO_COLOR."""
+    made = Console(stderr=stderr)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 100
+    return made
+
+
+def machine() -> str:
+    """CPU model and count, for headers."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{os.cpu_count()} x {model}, Linux {platform.release()}"
+
+
+def header(hosts: Hosts) -> dict[str, Any]:
+    """Machine, versions and command, for every file that is written."""
+    import torch
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "hosts": hosts.describe(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "command": shlex.join(["python", "-m", "examples.demo", *sys.argv[1:]]),
+    }
+
+
+def write(out: Path, head: dict[str, Any], records: list[RunRecord]) -> list[tuple[Path, str]]:
+    """All files and what each is."""
+    lines = out / "runs.jsonl"
+    write_json_lines(lines, head, records)
+    written = [(lines, "one JSON object a run")]
+    if any(not record.failed for record in records):
+        from examples.demo import plots
+
+        pictures = [out / "demo.png", out / "curves.png"]
+        plots.overview(records, pictures[0])
+        plots.curves(records, pictures[1])
+        page = out / "demo.html"
+        page.write_text(report.page(head, records, pictures), encoding="utf-8")
+        written = [
+            (page, "tables and pictures in one file"),
+            *((p, "picture") for p in pictures),
+            *written,
+        ]
+    return written
+
+
+def finish(out: Path, head: dict[str, Any], records: list[RunRecord], stdout: Console) -> int:
+    """Tables, files, what next; the exit code."""
+
+    def line(text: str) -> None:
+        stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for key in ("machine", "hosts", "torch", "command"):
+        line(f"# {key}: {head[key]}")
+    stdout.print()
+    report.show(stdout, records)
+    stdout.print()
+    for file, what in write(out, head, records):
+        line(f"wrote {file} ({what})")
+    line(f"open:  xdg-open {out / 'demo.html'}")
+    line(f"next:  {NEXT}")
+    bad = any(
+        (r.failed and r.method.startswith("thinwire")) or not (r.failed or r.replicas_identical)
+        for r in records
+    )
+    return 1 if bad else 0
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
+    options = options_of(arguments)
+    stdout, stderr = console(), console(stderr=True)
+    try:
+        for task in options.tasks:
+            TASKS[task].prepare()
+        hosts = make_hosts(options)
+    except DataMissingError as error:
+        stderr.print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    except Exception as error:
+        stderr.print(f"error: no lab hosts: {error}", markup=False, highlight=False)
+        stderr.print(
+            "hint: --loopback runs the same jobs without link speeds", markup=False, highlight=False
+        )
+        return 2
+    runs = len(options.tasks) * len(options.links) * len(options.methods)
+    screen = screen_for(stderr, runs)
+    demo = Demo(options, hosts, screen)
+    interrupted = False
+    try:
+        head = header(hosts)
+        screen.say(f"{runs} runs of {options.seconds:.0f} s on {head['hosts']}")
+        demo.run()
+    except KeyboardInterrupt:
+        interrupted = True
+    except WorkerError as error:
+        screen.say(f"error: {error}")
+        return 2
+    finally:
+        screen.close()
+        hosts.close()
+    records = [r for r in demo.records if r.failed or r.steps]
+    code = finish(options.out, head, records, stdout) if records else 0
+    return 130 if interrupted else code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""The demo's pictures. Each method has one colour in all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from examples.demo.records import RunRecord, groups
+
+# Okabe-Ito: told apart with every common colour blindness; warm for thinwire, cool and grey for
+# the others.
+_FIXED = {"bound": "#999999", "none": "#222222", "fp16": "#56b4e9", "powersgd": "#0072b2"}
+_OURS = ["#d55e00", "#e69f00", "#cc79a7", "#009e73", "#f0e442"]
+_STYLE: Any = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlesize": 12,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+}
+
+
+def colours(methods: list[str]) -> dict[str, str]:
+    """A colour a method; thinwire's in order of first appearance."""
+    given: dict[str, str] = {}
+    for method in methods:
+        family = method.split(":")[0]
+        ours = sum(m.startswith("thinwire") for m in given)
+        if method not in given:
+            given[method] = _FIXED.get(family, _OURS[ours % len(_OURS)])
+    return given
+
+
+def overview(records: list[RunRecord], file: Path) -> None:
+    """One row a task: step time on every link, the metric over time and over bytes on the slowest
+    link."""
+    ran = [r for r in records if not r.failed]
+    with plt.rc_context(_STYLE):
+        rows = groups(ran, "task")
+        figure, axes = plt.subplots(
+            len(rows), 3, figsize=(14, 4.3 * len(rows) + 0.7), squeeze=False, layout="constrained"
+        )
+        colour = colours([r.method for r in records])
+        for row, task in zip(axes, rows, strict=True):
+            slowest = groups(task, "link")[-1]
+            _bars(row[0], task, colour)
+            _curves(row[1], slowest, colour, over_bytes=False)
+            _curves(row[2], slowest, colour, over_bytes=True)
+        _legend(figure, records, colour)
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+
+
+def curves(records: list[RunRecord], file: Path) -> None:
+    """One row a task and link: the metric over time and over bytes."""
+    ran = [r for r in records if not r.failed]
+    with plt.rc_context(_STYLE):
+        rows = groups(ran, "task", "link")
+        figure, axes = plt.subplots(
+            len(rows), 2, figsize=(12, 3.9 * len(rows) + 0.7), squeeze=False, layout="constrained"
+        )
+        colour = colours([r.method for r in records])
+        for row, group in zip(axes, rows, strict=True):
+            _curves(row[0], group, colour, over_bytes=False)
+            _curves(row[1], group, colour, over_bytes=True)
+        _legend(figure, records, colour)
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+
+
+def _legend(figure: Figure, records: list[RunRecord], colour: dict[str, str]) -> None:
+    names = {r.method: r.label for r in records if not r.failed}
+    handles = [
+        Line2D([], [], color=colour[m], linewidth=5, label=name) for m, name in names.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+
+
+def _bars(axes: Axes, task: list[RunRecord], colour: dict[str, str]) -> None:
+    """Horizontal bars of step ÷ bound on a log axis, a block of bars a link."""
+    position, ticks, names = 0.0, [], []
+    highest = max(r.over_bound for r in task)
+    for link in groups(task, "link"):
+        for record in link:
+            axes.barh(
+                position,
+                record.over_bound - 1.0,
+                left=1.0,
+                height=0.82,
+                color=colour[record.method],
+            )
+            text = (
+                f"{record.over_bound:.2f}x"
+                if record.over_bound < 10
+                else f"{record.over_bound:.0f}x"
+            )
+            axes.text(
+                max(record.over_bound, 1.0) * 1.04,
+                position,
+                f"{text}  {record.step_ms:,.0f} ms",
+                va="center",
+            )
+            position += 1.0
+        ticks.append(position - len(link) / 2 - 0.5)
+        names.append(link[0].link)
+        position += 0.8
+    axes.set_xscale("log")
+    axes.set_xlim(0.97, max(2.0, highest) ** 1.75)
+    axes.xaxis.set_major_locator(
+        FixedLocator([t for t in (1, 2, 5, 10, 20, 50, 100, 200) if t <= highest * 1.6])
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_yticks(ticks, names, rotation=90, va="center")
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.axvline(1.0, color="#999999", linestyle="--", linewidth=1.2)
+    axes.set_xlabel("step time ÷ bound step (1 = communication costs nothing)")
+    axes.set_title(f"{task[0].task_title}: step time")
+
+
+def _curves(
+    axes: Axes, group: list[RunRecord], colour: dict[str, str], *, over_bytes: bool
+) -> None:
+    first = group[0]
+    for record in group:
+        shown = [p for p in record.curve if not over_bytes or p.megabytes > 0]
+        x = [p.megabytes if over_bytes else p.seconds for p in shown]
+        ours = record.method.startswith("thinwire")
+        axes.plot(
+            x,
+            [p.value for p in shown],
+            color=colour[record.method],
+            linewidth=2.4 if ours else 1.8,
+            marker="o",
+            markersize=3.5,
+            zorder=3 if ours else 2,
+        )
+    axes.axhline(first.target, color="#999999", linestyle="--", linewidth=1.2)
+    against = "bytes" if over_bytes else "time"
+    axes.set_title(f"{first.task_title} at {first.link}: {first.metric} over {against}")
+    axes.set_ylabel(
+        f"held-out {first.metric}{' (%)' if first.unit == '%' else ' (lower is better)'}"
+    )
+    if over_bytes:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_xlabel("MB sent by each host")
+    else:
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds of training")
+    if not first.higher_is_better:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator([5, 10, 15, 20, 30, 40, 60, 100]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    else:
+        values = [p.value for r in group for p in r.curve]
+        axes.set_ylim(max(0.0, min(values) - 4), 100 if first.unit == "%" else None)

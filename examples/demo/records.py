@@ -1,0 +1,119 @@
+"""What one run of the demo leaves behind, and the figures derived from it. Pure data: no I/O but
+the JSON Lines file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The metric at one moment of the clock; bytes are per host since the clock started."""
+
+    seconds: float
+    megabytes: float
+    step: int
+    value: float
+
+
+@dataclass
+class RunRecord:
+    """One (task, link, method). `failed` is empty, or why no figure holds, in one line."""
+
+    task: str
+    task_title: str
+    workload: str
+    link: str
+    method: str
+    label: str
+    hosts: int
+    parameters: int = 0
+    seconds: float = 0.0
+    warm_steps: int = 0
+    steps: int = 0
+    step_ms: float = 0.0
+    bound_ms: float = 0.0
+    wire_mb_step: float = 0.0
+    metric: str = ""
+    unit: str = ""
+    higher_is_better: bool = True
+    target: float = 0.0
+    value: float = 0.0
+    replicas_identical: bool = False
+    curve: list[CurvePoint] = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)
+    failed: str = ""
+
+    @property
+    def over_bound(self) -> float:
+        """Step time ÷ bound step."""
+        return self.step_ms / self.bound_ms if self.bound_ms else 0.0
+
+    @property
+    def ratio_fp32(self) -> float:
+        """Bytes a host of a plain fp32 ring allreduce ÷ bytes on the wire."""
+        return (
+            dense_mb(self.parameters, self.hosts) / self.wire_mb_step if self.wire_mb_step else 0.0
+        )
+
+    @property
+    def ratio_bf16(self) -> float:
+        return self.ratio_fp32 / 2.0
+
+    @property
+    def time_to_target(self) -> float | None:
+        """Seconds on the clock at the first evaluation that had reached the target."""
+        for point in self.curve:
+            if point.value >= self.target if self.higher_is_better else point.value <= self.target:
+                return point.seconds
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields and derived figures."""
+        derived = ("over_bound", "ratio_fp32", "ratio_bf16", "time_to_target")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def dense_mb(parameters: int, hosts: int) -> float:
+    """MB that each host sends for one ring allreduce of `parameters` fp32 values, headers not
+    counted."""
+    return 2.0 * (hosts - 1) / hosts * 4.0 * parameters / MB
+
+
+def write_json_lines(file: Path, head: dict[str, Any], records: list[RunRecord]) -> None:
+    """A first line that describes the machine and the command, then one line a run."""
+    lines = [
+        {"kind": "header", **head},
+        *({"kind": "run", **record.as_json()} for record in records),
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def read_json_lines(file: Path) -> tuple[dict[str, Any], list[RunRecord]]:
+    """What write_json_lines wrote."""
+    head: dict[str, Any] = {}
+    records: list[RunRecord] = []
+    names = {f.name for f in dataclasses.fields(RunRecord)}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        if values.pop("kind") == "header":
+            head = values
+            continue
+        kept = {k: v for k, v in values.items() if k in names}
+        kept["curve"] = [CurvePoint(**point) for point in kept["curve"]]
+        records.append(RunRecord(**kept))
+    return head, records
+
+
+def groups(records: list[RunRecord], *fields: str) -> list[list[RunRecord]]:
+    """Records that agree in the named fields, in order of first appearance."""
+    found: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        found.setdefault(tuple(getattr(record, f) for f in fields), []).append(record)
+    return list(found.values())
