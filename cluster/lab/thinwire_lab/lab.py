@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from thinwire_lab import mpi as mpi_launcher
 from thinwire_lab import namespaces
 from thinwire_lab import state as states
 from thinwire_lab.errors import LabError
@@ -171,8 +171,8 @@ class Lab:
             options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         check_command(argv, {**os.environ, **(env or {})}.get("PATH"))
         if mpi:
-            argv = self._mpirun(argv, prefix)
-            env = {**(env or {}), **_MPI_ROOT}
+            argv = mpi_launcher.mpirun(self._state, argv, prefix=prefix)
+            env = {**(env or {}), **mpi_launcher.ENVIRONMENT}
         if die_with_us and (setpriv := shutil.which("setpriv")):
             argv = [setpriv, "--pdeathsig", "KILL", "--", *argv]
         ranks = [0] if mpi else list(range(self.hosts))
@@ -207,39 +207,6 @@ class Lab:
             return job.wait(keep_going=keep_going, grace_s=grace_s, timeout_s=timeout_s)
         finally:
             job.end()
-
-    def _mpirun(self, argv: Sequence[str], prefix: bool) -> list[str]:
-        mpirun = shutil.which("mpirun")
-        if mpirun is None:
-            raise LabError("mpirun is not installed", "apt-get install openmpi-bin")
-        network = self._state.network
-        settings = {
-            "plm_rsh_agent": f"sh {self._write_agent()}",
-            "btl": "tcp,self",
-            "btl_tcp_if_include": network,
-            "oob_tcp_if_include": network,
-        }
-        flags = [word for key, value in settings.items() for word in ("--mca", key, value)]
-        flags += ["--tag-output"] if prefix else []
-        hosts = ["--host", ",".join(self.addresses), "-np", str(self.hosts), "--map-by", "node"]
-        return [mpirun, *flags, "--bind-to", "none", *hosts, *argv]
-
-    def _write_agent(self) -> str:
-        """A script that mpirun calls as `agent ADDRESS COMMAND...`, in the place of ssh.
-
-        Real hosts have a /tmp each. Open MPI's daemons must not share one here: they make folders
-        of the same name in it at the same moment, and one of them fails.
-        """
-        base = states.private_folder(namespaces.mpi_folder(self.name))
-        lines = ["address=$1", "shift", 'case "$address" in']
-        for rank, address in enumerate(self.addresses):
-            enter = shlex.join(namespaces.enter(self._state, rank + 1, from_inside=True))
-            own = f"OMPI_MCA_orte_tmpdir_base={base}/{rank}"
-            lines.append(f'{address}) RANK={rank} {own} exec {enter} sh -c "$*" ;;')
-        lines += ["esac", 'echo "no host $address in this lab" >&2', "exit 2"]
-        path = namespaces.lab_files(self.name)[1]
-        path.write_text("\n".join(lines) + "\n")
-        return str(path)
 
     def set_rate(self, rate: str | Rate) -> None:
         """Another speed for every link, also while programs run; counters go on."""
@@ -300,9 +267,6 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-_MPI_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
 def check_command(argv: Sequence[str], path: str | None = None) -> None:

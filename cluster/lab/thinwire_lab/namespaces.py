@@ -236,13 +236,14 @@ def _terminate(state: State, holder: int, grace_s: float) -> None:
 
 
 def lab_files(name: str) -> list[Path]:
-    """Every file and folder a lab keeps: its state, and for mpirun the agent and the folder."""
-    folder = states.folder()
-    return [states.state_file(name), folder / f"{name}.agent", mpi_folder(name)]
+    """Every file and folder a lab keeps: its state, and what mpirun needs."""
+    return [states.state_file(name), mpi_folder(name)]
 
 
 def mpi_folder(name: str) -> Path:
-    """Where Open MPI's daemons keep their sockets, whose paths may have 107 bytes at most."""
+    """For the agent that mpirun calls, whose path must have no space, and for its daemons' sockets,
+    whose paths may have 107 bytes at most.
+    """
     key = zlib.crc32(str(states.state_file(name)).encode())
     return Path("/tmp") / f"twlab-{os.getuid()}-{key:08x}"
 
