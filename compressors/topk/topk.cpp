@@ -1,0 +1,298 @@
+#include "compressors/topk/topk.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "compressors/core/codec_support.h"
+#include "compressors/core/convert.h"
+#include "compressors/core/random.h"
+#include "compressors/core/workspace.h"
+#include "compressors/topk/topk_index.h"
+#include "compressors/topk/topk_kernels.h"
+#include "compressors/topk/topk_sample.h"
+#include "compressors/topk/topk_values.h"
+
+namespace thinwire {
+namespace {
+
+using topk::Candidates;
+using topk::kCandidateSlack;
+using topk::kChunkElements;
+
+// Mode; gap parameter, bitmap flag and kind of values in one byte; 32-bit count.
+constexpr std::size_t kHeaderBytes = 6;
+constexpr auto kMode = static_cast<std::uint8_t>(BodyMode::kFamily);
+constexpr std::uint32_t kParameterMask = 0x1F;
+constexpr std::uint32_t kBitmapFlag = 0x20;
+constexpr int kValuesShift = 6;
+constexpr std::int64_t kMaxElements = (std::int64_t{1} << 32) - 1;
+// Entries that are decoded at a time, into arrays on the stack.
+constexpr std::size_t kBatch = kTopKBlock;
+// Sampled selection is content with this share of k.
+constexpr double kLeastShare = 0.8;
+// Below this the residual is likely still in the cache at the next step; stores around the cache
+// pay once three such arrays no longer fit into a core's share of it.
+constexpr std::int64_t kStreamingElements = std::int64_t{1} << 20;
+
+std::string decimal(double value) {
+  std::array<char, 32> buffer{};
+  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value);
+  return std::string(buffer.data(), end.ptr);
+}
+
+void check_dtype(const Context& ctx, DType dtype) {
+  if (dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16) return;
+  fail_argument(ctx, "topk of a tensor of dtype " + std::string(name(dtype)) +
+                         ", expected fp32, bf16 or fp16\nhint: send this tensor with codec none");
+}
+
+class TopKCodec final : public PayloadCodec {
+ public:
+  explicit TopKCodec(const TopKOptions& options) : options_(options) {}
+
+  std::string name() const override {
+    std::string text =
+        "topk:" + (options_.k > 0 ? "k=" + std::to_string(options_.k) : decimal(options_.density));
+    if (options_.values == TopKValues::kBF16) text += ",values=bf16";
+    if (options_.values == TopKValues::kQ8) text += ",values=q8";
+    if (options_.select == TopKSelect::kSampled) text += ",select=sampled";
+    return text;
+  }
+
+  Traits traits() const override {
+    return {.sparse = true, .exact_sum = options_.values == TopKValues::kF32, .granularity = 0};
+  }
+
+  std::size_t slot_bytes(std::int64_t n) const override;
+  std::size_t workspace_bytes(std::int64_t n) const override;
+  EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
+                      std::span<std::byte> out) const override;
+  void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override;
+  void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
+                  std::span<float> out) const override;
+
+ private:
+  // k of an n-element tensor, in [1, n]; 0 for n = 0.
+  std::int64_t keep(std::int64_t n) const;
+  topk::ScanSummary select(const Context& ctx, topk::Scan scan, Candidates& candidates) const;
+  std::size_t write_body(std::int64_t n, std::span<const std::uint32_t> indices,
+                         std::span<float> values, std::span<std::byte> out) const;
+  // Calls visit(indices, values) for batches of the body's entries, in index order.
+  template <typename Visit>
+  void read_body(const Context& ctx, std::span<const std::byte> body, std::int64_t n,
+                 Visit visit) const;
+
+  TopKOptions options_;
+};
+
+std::int64_t TopKCodec::keep(std::int64_t n) const {
+  if (n < 0 || n > kMaxElements) {
+    throw InvalidArgument("topk: a tensor of " + std::to_string(n) +
+                          " elements, expected at most " + std::to_string(kMaxElements) +
+                          "\nhint: encode ranges of the tensor one by one");
+  }
+  if (n == 0) return 0;
+  const std::int64_t wanted =
+      options_.k > 0 ? options_.k : std::llround(options_.density * static_cast<double>(n));
+  return std::clamp<std::int64_t>(wanted, 1, n);
+}
+
+std::size_t TopKCodec::slot_bytes(std::int64_t n) const {
+  const std::int64_t k = keep(n);
+  if (k == 0) return 1;
+  return kHeaderBytes + topk_value_bytes(options_.values, static_cast<std::size_t>(k)) +
+         plan_topk_indices(n, k).worst_bytes;
+}
+
+// Candidates: about 1.4 k pass the estimated threshold, so that 2 k are seldom exceeded.
+std::size_t candidate_capacity(std::int64_t n, std::int64_t k) {
+  const auto room = static_cast<std::size_t>(2 * k) + 2 * kChunkElements;
+  return std::min(room, static_cast<std::size_t>(n) + kChunkElements);
+}
+
+std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
+  const std::int64_t k = keep(n);
+  if (k == 0) return 0;
+  const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
+  return Workspace::bytes_for<std::uint32_t>(room + kCandidateSlack) +
+         Workspace::bytes_for<float>(room + kCandidateSlack);
+}
+
+// One pass, and a second over what is stored by now if the sample misled.
+topk::ScanSummary TopKCodec::select(const Context& ctx, topk::Scan scan, Candidates& c) const {
+  const double share = options_.select == TopKSelect::kSampled ? kLeastShare : 1.0;
+  const auto enough = static_cast<std::size_t>(std::ceil(share * static_cast<double>(c.keep)));
+  c.threshold =
+      topk::estimate_threshold(scan, c, options_.select == TopKSelect::kSampled ? 1.0 : 3.0,
+                               random_stream(ctx.key_hash, ctx.step, ctx.sender));
+  const topk::ScanSummary summary = topk::scan(scan, c);
+  const bool finite = summary.magnitude < topk::kInfinityBits;
+  if (finite && c.count < enough && !c.was_cut && c.threshold > 1) {
+    c.count = 0;
+    c.threshold = 1;
+    topk::Scan again = scan;
+    again.zero = nullptr;
+    if (scan.next != nullptr) {
+      again.grad = scan.next;
+      again.dtype = DType::kF32;
+      again.residual = nullptr;
+      again.next = nullptr;
+      again.streaming = false;
+    }
+    topk::scan(again, c);
+  }
+  if (finite && c.count > c.keep) topk::keep_largest(c);
+  return summary;
+}
+
+EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memory,
+                               std::span<std::byte> out) const {
+  const std::int64_t n = grad.elements;
+  check_encode(ctx, grad, memory, out, slot_bytes(n));
+  check_dtype(ctx, grad.dtype);
+  if (n == 0) return write_mark(ctx, grad, BodyMode::kEmpty, out);
+  if (memory != nullptr && !memory->transactional()) {
+    const BodyMode mode = look_ahead(grad, memory);
+    if (mode != BodyMode::kFamily) return write_mark(ctx, grad, mode, out);
+  }
+
+  const std::int64_t k = keep(n);
+  Workspace workspace(ctx.workspace);
+  const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
+  const auto index = workspace.take<std::uint32_t>(room + kCandidateSlack);
+  const auto value = workspace.take<float>(room + kCandidateSlack);
+  Candidates candidates{.index = index.data(),
+                        .value = value.data(),
+                        .capacity = candidate_capacity(n, k),
+                        .keep = static_cast<std::size_t>(k)};
+  topk::Scan scan{.grad = grad.data, .dtype = grad.dtype, .count = n};
+  if (memory != nullptr) {
+    scan.residual = memory->current().data();
+    scan.decay = memory->decay();
+    scan.next = memory->next().data();
+    scan.streaming = memory->transactional() && n >= kStreamingElements;
+    if (ctx.gradient_after == GradientAfter::kZero) scan.zero = grad.data;
+  }
+  const topk::ScanSummary summary = select(ctx, scan, candidates);
+  const bool nonfinite = summary.magnitude >= topk::kInfinityBits;
+  if (nonfinite || !summary.gradient_nonzero) {
+    if (memory != nullptr) memory->rollback();
+    return write_mark(ctx, grad, nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty, out);
+  }
+  if (memory == nullptr && ctx.gradient_after == GradientAfter::kZero) fill_zero(grad);
+  constexpr std::uint32_t kSpan = std::uint32_t{kTopKQ8Octaves} << 23;
+  if (options_.values == TopKValues::kQ8 && summary.magnitude > kSpan) {
+    topk::drop_below(candidates, summary.magnitude - kSpan);
+  }
+  const auto indices = index.first(candidates.count);
+  const auto values = value.first(candidates.count);
+  EncodeResult result;
+  result.bytes = write_body(n, indices, values, out);
+  if (memory != nullptr) topk::scatter(indices, values, scan.next);
+  return result;
+}
+
+std::size_t TopKCodec::write_body(std::int64_t n, std::span<const std::uint32_t> indices,
+                                  std::span<float> values, std::span<std::byte> out) const {
+  const TopKIndexPlan plan = plan_topk_indices(n, static_cast<std::int64_t>(indices.size()));
+  const auto count = static_cast<std::uint32_t>(indices.size());
+  out[0] = static_cast<std::byte>(kMode);
+  out[1] = static_cast<std::byte>(static_cast<std::uint32_t>(plan.parameter) |
+                                  (plan.bitmap ? kBitmapFlag : 0) |
+                                  static_cast<std::uint32_t>(options_.values) << kValuesShift);
+  std::memcpy(out.data() + 2, &count, sizeof count);
+  const std::size_t value_bytes = topk_value_bytes(options_.values, values.size());
+  write_topk_values(options_.values, values, out.subspan(kHeaderBytes, value_bytes));
+  const auto rest = out.subspan(kHeaderBytes + value_bytes);
+  return kHeaderBytes + value_bytes + write_topk_indices(plan, n, indices, rest);
+}
+
+template <typename Visit>
+void TopKCodec::read_body(const Context& ctx, std::span<const std::byte> body, std::int64_t n,
+                          Visit visit) const {
+  if (body.size() < kHeaderBytes) {
+    fail_corrupt(ctx, "a topk body of " + std::to_string(body.size()) +
+                          " bytes, expected at least " + std::to_string(kHeaderBytes));
+  }
+  const auto layout = std::to_integer<std::uint32_t>(body[1]);
+  if (layout >> kValuesShift != static_cast<std::uint32_t>(options_.values)) {
+    fail_corrupt(ctx, "a topk body with other values than " + name() +
+                          " sends\nhint: all ranks need the same policy and version");
+  }
+  std::uint32_t count = 0;
+  std::memcpy(&count, body.data() + 2, sizeof count);
+  if (static_cast<std::int64_t>(count) > keep(n)) {
+    fail_corrupt(ctx, "a topk body of " + std::to_string(count) + " entries, expected at most " +
+                          std::to_string(keep(n)));
+  }
+  const std::size_t value_bytes = topk_value_bytes(options_.values, count);
+  if (body.size() - kHeaderBytes < value_bytes) {
+    fail_corrupt(ctx, "a topk body of " + std::to_string(body.size()) + " bytes, too short for " +
+                          std::to_string(count) + " entries");
+  }
+  const auto section = body.subspan(kHeaderBytes, value_bytes);
+  std::array<std::uint32_t, kBatch> indices;
+  std::array<float, kBatch> values;
+  try {
+    TopKIndexReader reader((layout & kBitmapFlag) != 0, static_cast<int>(layout & kParameterMask),
+                           n, count, body.subspan(kHeaderBytes + value_bytes));
+    for (std::size_t first = 0; first < count; first += kBatch) {
+      const std::size_t size = reader.next(indices);
+      read_topk_values(options_.values, section, count, first, std::span(values).first(size));
+      visit(std::span<const std::uint32_t>(indices).first(size),
+            std::span<const float>(values).first(size));
+    }
+  } catch (const CorruptPayload& error) {
+    fail_corrupt(ctx, error.what());
+  }
+}
+
+void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const {
+  check_dtype(ctx, out.dtype);
+  if (decode_mark(ctx, body, kMode, out)) return;
+  fill_zero(out);
+  read_body(ctx, body, out.elements,
+            [&](std::span<const std::uint32_t> indices, std::span<const float> values) {
+              if (out.dtype == DType::kF32) {
+                return topk::scatter(indices, values, static_cast<float*>(out.data));
+              }
+              auto* to = static_cast<std::uint16_t*>(out.data);
+              for (std::size_t i = 0; i < indices.size(); ++i) {
+                to[indices[i]] =
+                    out.dtype == DType::kBF16 ? to_bf16(values[i]).bits : to_fp16(values[i]).bits;
+              }
+            });
+}
+
+void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
+                           std::span<float> out) const {
+  if (accumulate_mark(ctx, body, kMode, out)) return;
+  read_body(ctx, body, static_cast<std::int64_t>(out.size()),
+            [&](std::span<const std::uint32_t> indices, std::span<const float> values) {
+              topk::scatter_add(indices, values, weight, out.data());
+            });
+}
+
+}  // namespace
+
+std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options) {
+  const bool by_density = options.density != 0;
+  if (by_density == (options.k != 0)) {
+    throw InvalidArgument("topk: expected either a density or a count k, got " +
+                          std::string(by_density ? "both" : "neither"));
+  }
+  if (by_density && !(options.density > 0 && options.density <= 1)) {
+    throw InvalidArgument("topk: density " + decimal(options.density) +
+                          ", expected more than 0 and at most 1");
+  }
+  if (options.k < 0) {
+    throw InvalidArgument("topk: k = " + std::to_string(options.k) + ", expected 1 or more");
+  }
+  return std::make_shared<TopKCodec>(options);
+}
+
+}  // namespace thinwire

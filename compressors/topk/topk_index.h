@@ -1,0 +1,57 @@
+// Positions of a sparse selection as bytes: Rice-coded gaps (Golomb 1966, Rice 1979) or a bitmap.
+// The parameter minimises the worst case over all selections of `count` out of `n` positions, so a
+// slot sized for k entries fits every selection of at most k. Layout in FORMAT.md, "topk".
+// Pure functions and plain values, thread-safe; the caller owns all memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace thinwire {
+
+struct TopKIndexPlan {
+  bool bitmap = false;
+  int parameter = 0;  // b, the low bits of a gap that are sent plainly; in [0, 31]
+  std::size_t worst_bytes = 0;
+};
+
+// For `count` of `n` positions, 0 <= count <= n < 2^32. worst_bytes never falls when count grows.
+TopKIndexPlan plan_topk_indices(std::int64_t n, std::int64_t count);
+
+// Writes the ascending `indices`, all < n, to `out` (plan.worst_bytes long) and returns the bytes
+// written; `out` beyond them is untouched.
+std::size_t write_topk_indices(const TopKIndexPlan& plan, std::int64_t n,
+                               std::span<const std::uint32_t> indices, std::span<std::byte> out);
+
+// Reads `count` ascending indices < n in batches. Any bytes are accepted: CorruptPayload as soon as
+// they cannot have been written for these n, count and plan. O(count) time, for a bitmap O(n / 64)
+// more; no allocation.
+class TopKIndexReader {
+ public:
+  // bitmap: `parameter` is not looked at.
+  TopKIndexReader(bool bitmap, int parameter, std::int64_t n, std::int64_t count,
+                  std::span<const std::byte> bytes);
+
+  // Fills out[0, min(out.size(), those left)) and returns how many. After the last one the unused
+  // bits of its byte (of the bitmap) are checked to be zero.
+  std::size_t next(std::span<std::uint32_t> out);
+
+ private:
+  void refill();
+  std::uint64_t read_long_gap();
+  std::size_t next_gaps(std::span<std::uint32_t> out);
+  std::size_t next_bits(std::span<std::uint32_t> out);
+
+  bool bitmap_;
+  int parameter_;
+  std::uint64_t n_;
+  std::uint64_t left_;          // indices not yet handed out
+  std::uint64_t position_ = 0;  // gaps: the lowest index that may come next; bitmap: word's first
+  std::uint64_t buffer_ = 0;    // bits read ahead, the next one lowest
+  int buffered_ = 0;            // how many of them
+  const std::byte* data_;
+  const std::byte* end_;
+};
+
+}  // namespace thinwire

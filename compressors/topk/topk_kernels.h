@@ -1,0 +1,62 @@
+// Internal: one pass over gradient and residual that updates the memory and collects the entries
+// of large magnitude. Magnitudes are compared as the bits of |v| (an order on all floats, denormals
+// included), so every target selects alike. Thread-safe on disjoint memory; nothing is owned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "compressors/core/tensor_view.h"
+
+namespace thinwire::topk {
+
+// Elements that are scanned between two looks at the room left among the candidates; a multiple of
+// every target's unrolled vector, 4 KiB of fp32, so that the gradient stays in the L1 cache for
+// whatever else is done to it.
+inline constexpr std::size_t kChunkElements = 1024;
+// Floats a vector store may write past the last candidate, at most (unrolled vectors of 512 bits).
+inline constexpr std::size_t kCandidateSlack = 64;
+
+inline constexpr std::uint32_t kMagnitudeMask = 0x7FFFFFFF;
+inline constexpr std::uint32_t kInfinityBits = 0x7F800000;
+
+// Entries with |v| >= the threshold seen so far, in index order.
+struct Candidates {
+  std::uint32_t* index = nullptr;  // capacity + kCandidateSlack of each
+  float* value = nullptr;
+  std::size_t count = 0;
+  std::size_t capacity = 0;  // at least keep + kChunkElements
+  std::size_t keep = 0;      // when there is no room for another chunk: cut to the `keep` largest
+  std::uint32_t threshold = 1;  // bits of the least |v| to take; 1: all but zeros. Raised by cuts.
+  bool was_cut = false;
+};
+
+// Keeps the `keep` largest of the candidates, ties to the lowest index, order kept, and raises the
+// threshold to what may still enter: only more than the least kept. Needs count >= keep > 0.
+void keep_largest(Candidates& candidates);
+
+// Drops candidates with magnitude bits below `least`, order kept.
+void drop_below(Candidates& candidates, std::uint32_t least);
+
+struct Scan {
+  const void* grad = nullptr;
+  DType dtype = DType::kF32;        // fp32, bf16, fp16
+  const float* residual = nullptr;  // null: v = grad
+  float decay = 1.0F;
+  float* next = nullptr;    // null: v is not stored; may be `residual`, 64-byte aligned else
+  void* zero = nullptr;     // null, or `grad`: set to +0 behind the scan
+  bool streaming = false;   // stores to `next` go around the caches
+  std::int64_t count = 0;   // elements
+  std::uint32_t first = 0;  // index of the first one
+};
+
+struct ScanSummary {
+  std::uint32_t magnitude = 0;  // bits of the largest |v|; >= kInfinityBits: NaN or Inf
+  bool gradient_nonzero = false;
+};
+
+// v = grad + decay * residual (the product rounded, then the sum), v to next, candidates appended.
+ScanSummary scan(const Scan& args, Candidates& candidates);
+
+}  // namespace thinwire::topk

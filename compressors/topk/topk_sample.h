@@ -1,0 +1,31 @@
+// Internal: what top-k does outside the one pass: the threshold estimated beforehand, and the
+// scatter of sent positions. Thread-safe on disjoint memory; nothing is owned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "compressors/core/random.h"
+#include "compressors/topk/topk_kernels.h"
+
+namespace thinwire::topk {
+
+// Candidates that estimate_threshold needs room for, without the slack.
+std::size_t sample_capacity(std::int64_t n, std::int64_t k);
+
+// Bits of a magnitude that about candidates.keep + deviations * (the estimate's standard deviation)
+// of the scanned entries reach, from a stratified sample of whole cache lines (Lin et al. 2018
+// sample 0.1 to 1 %; here as many as give an expected 64 in the sample). 1, that is everything but
+// zeros, for small tensors. `candidates` lends its arrays and is unchanged. The same on every
+// target.
+std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates, double deviations,
+                                 const RandomStream& stream);
+
+// out[indices[i]] = values[i].
+void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, float* out);
+// out[indices[i]] += weight * values[i], the product rounded, then the sum.
+void scatter_add(std::span<const std::uint32_t> indices, std::span<const float> values,
+                 float weight, float* out);
+
+}  // namespace thinwire::topk

@@ -1,0 +1,33 @@
+// Values of a sparse selection as bytes: fp32, bf16, or 8 bits. Layout in FORMAT.md, "topk".
+// Pure functions, thread-safe; the caller owns all memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "compressors/topk/topk.h"
+
+namespace thinwire {
+
+// Entries that share an upper end of the 8-bit scale; 16 bits for it are 1/16 bit an entry.
+inline constexpr std::size_t kTopKBlock = 256;
+
+// Octaves that the 8-bit scale may span: half a step is then at most half an octave, and
+// value - decoded is exact. Smaller values, relative to the largest, stay at the sender.
+inline constexpr int kTopKQ8Octaves = 126;
+
+std::size_t topk_value_bytes(TopKValues kind, std::size_t count);
+
+// Writes the finite, non-zero `values` (kQ8: at most kTopKQ8Octaves apart) to `out`
+// (topk_value_bytes long) and leaves in `values` what the receiver will miss of each: value -
+// decoded, which is exact.
+void write_topk_values(TopKValues kind, std::span<float> values, std::span<std::byte> out);
+
+// Values [first, first + out.size()) of a section of `count`; `first` and, but for the last call,
+// out.size() are multiples of kTopKBlock. `section` has topk_value_bytes(kind, count) bytes.
+// CorruptPayload where a value is not finite.
+void read_topk_values(TopKValues kind, std::span<const std::byte> section, std::size_t count,
+                      std::size_t first, std::span<float> out);
+
+}  // namespace thinwire

@@ -1,0 +1,526 @@
+#include "compressors/topk/topk.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "compressors/core/convert.h"
+#include "compressors/core/simd.h"
+#include "compressors/topk/topk_reference.h"
+
+namespace thinwire {
+namespace {
+
+using Floats = std::vector<float>;
+
+// Scratch of exactly the size asked for, aligned to 64, so that sanitizers see overruns.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes)
+      : data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))),
+        bytes_(bytes) {}
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  std::span<std::byte> span() { return {data_, bytes_}; }
+
+ private:
+  std::byte* data_;
+  std::size_t bytes_;
+};
+
+struct Encoded {
+  EncodeResult result;
+  std::vector<std::byte> body;
+};
+
+Encoded encode(const PayloadCodec& codec, TensorView grad, Memory* memory, std::uint64_t step = 0,
+               GradientAfter after = GradientAfter::kKeep) {
+  Scratch scratch(codec.workspace_bytes(grad.elements));
+  std::vector<std::byte> out(codec.slot_bytes(grad.elements));
+  const Context ctx{.workspace = scratch.span(), .step = step, .gradient_after = after};
+  Encoded encoded;
+  encoded.result = codec.encode(ctx, grad, memory, out);
+  EXPECT_LE(encoded.result.bytes, out.size());
+  out.resize(encoded.result.bytes);
+  encoded.body = out;
+  return encoded;
+}
+
+Encoded encode(const PayloadCodec& codec, Floats& grad, Memory* memory, std::uint64_t step = 0) {
+  return encode(codec, view(grad), memory, step);
+}
+
+Floats decode(const PayloadCodec& codec, std::span<const std::byte> body, std::size_t n) {
+  Floats out(n, 7.0F);
+  codec.decode({}, body, view(out));
+  return out;
+}
+
+std::size_t sent(std::span<const std::byte> body) {
+  if (body.size() < 6) return 0;
+  std::uint32_t count = 0;
+  std::memcpy(&count, body.data() + 2, sizeof count);
+  return count;
+}
+
+Floats normals(std::size_t n, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  Floats x(n);
+  for (float& v : x) v = normal(random);
+  return x;
+}
+
+bool same_bits(std::span<const float> a, std::span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+double squares(std::span<const float> x) {
+  double sum = 0;
+  for (const float v : x) sum += double{v} * v;
+  return sum;
+}
+
+class TopKTargets : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { set_simd_limit(GetParam()); }
+  void TearDown() override { set_simd_limit(""); }
+};
+
+INSTANTIATE_TEST_SUITE_P(, TopKTargets, testing::ValuesIn(simd_targets()),
+                         [](const auto& info) { return info.param; });
+
+enum Kind { kNormal, kFewLevels, kAllEqual, kMostlyZero, kHeavyTail, kDenormal, kAscending };
+
+Floats tensor_of(Kind kind, std::size_t n, std::mt19937_64& random) {
+  std::normal_distribution<float> normal;
+  Floats x(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const float v = normal(random);
+    switch (kind) {
+      case kNormal:
+        x[i] = v;
+        break;
+      case kFewLevels:
+        x[i] = std::round(v);
+        break;
+      case kAllEqual:
+        x[i] = 0.5F;
+        break;
+      case kMostlyZero:
+        x[i] = random() % 50 == 0 ? v : 0.0F;
+        break;
+      case kHeavyTail:
+        x[i] = std::exp(15 * v) * (v > 0 ? 1.0F : -1.0F);
+        break;
+      case kDenormal:
+        x[i] = v * 1e-42F;
+        break;
+      case kAscending:
+        x[i] = static_cast<float>(i);
+        break;
+    }
+  }
+  return x;
+}
+
+TEST_P(TopKTargets, MatchesTheReferenceByteForByte) {
+  std::mt19937_64 random(11);
+  const std::vector<std::size_t> sizes = {1,    2,    3,     15,    16,    17,    31,   63,
+                                          64,   65,   127,   1009,  1023,  1024,  1025, 4096,
+                                          4099, 9973, 32768, 32769, 40009, 100003};
+  for (const std::size_t n : sizes) {
+    for (int kind = kNormal; kind <= kAscending; ++kind) {
+      TopKOptions options{.density = 0.01, .values = static_cast<TopKValues>(random() % 3)};
+      if (random() % 2 == 0) options.density = std::pow(10.0, -static_cast<double>(random() % 5));
+      if (random() % 4 == 0) {
+        options = {.k = 1 + static_cast<std::int64_t>(random() % n), .values = options.values};
+      }
+      const auto codec = make_topk_codec(options);
+      SCOPED_TRACE(testing::Message() << codec->name() << ", n = " << n << ", kind = " << kind);
+      Memory memory(static_cast<std::int64_t>(n),
+                    {.transactional = random() % 2 == 0, .decay = random() % 2 == 0 ? 1.0F : 0.9F});
+      Floats residual = tensor_of(static_cast<Kind>(kind), n, random);
+      if (kind == kAscending) std::fill(residual.begin(), residual.end(), 0.0F);
+      memory.restore(residual);
+      const Floats grad = tensor_of(static_cast<Kind>(kind), n, random);
+      const TopKReference reference =
+          encode_topk_reference(options, grad, residual, memory.decay());
+      Floats g = grad;
+      const bool zero = random() % 2 == 0;
+      const Encoded encoded = encode(*codec, view(g), &memory, random(),
+                                     zero ? GradientAfter::kZero : GradientAfter::kKeep);
+      ASSERT_EQ(encoded.body, reference.body);
+      ASSERT_TRUE(same_bits(g, zero ? Floats(n, 0.0F) : grad));
+      if (reference.residual.empty()) {
+        ASSERT_FALSE(memory.written());
+        continue;
+      }
+      memory.commit();
+      ASSERT_TRUE(same_bits(memory.current(), reference.residual));
+      // Nothing is lost: decoded + residual is v, bit for bit.
+      const Floats decoded = decode(*codec, encoded.body, n);
+      for (std::size_t i = 0; i < n; ++i) {
+        const float kept = memory.decay() * residual[i];
+        ASSERT_EQ(decoded[i] + memory.current()[i], grad[i] + kept) << "element " << i;
+      }
+    }
+  }
+}
+
+TEST_P(TopKTargets, WithoutMemoryTheGradientAloneIsEncoded) {
+  for (const std::size_t n : {std::size_t{1}, std::size_t{1009}, std::size_t{100003}}) {
+    const TopKOptions options{.density = 0.01};
+    const auto codec = make_topk_codec(options);
+    const Floats grad = normals(n, n);
+    Floats g = grad;
+    const Encoded encoded = encode(*codec, view(g), nullptr, 0, GradientAfter::kZero);
+    EXPECT_EQ(encoded.body, encode_topk_reference(options, grad, {}, 1.0F).body);
+    EXPECT_TRUE(same_bits(g, Floats(n, 0.0F)));
+  }
+}
+
+TEST_P(TopKTargets, SixteenBitGradientsCountAsTheirFp32Values) {
+  for (const std::size_t n : {std::size_t{37}, std::size_t{70001}}) {
+    const TopKOptions options{.density = 0.01, .values = TopKValues::kQ8};
+    const auto codec = make_topk_codec(options);
+    const Floats residual = normals(n, 1);
+    Floats wide = normals(n, 2);
+    wide[0] = 1e-7F;  // denormal as fp16
+    std::vector<BF16> bf16(n);
+    std::vector<FP16> fp16(n);
+    Floats as_bf16(n);
+    Floats as_fp16(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      bf16[i] = to_bf16(wide[i]);
+      fp16[i] = to_fp16(wide[i]);
+      as_bf16[i] = to_float(bf16[i]);
+      as_fp16[i] = to_float(fp16[i]);
+    }
+    const auto count = static_cast<std::int64_t>(n);
+    const auto check = [&](void* data, DType dtype, const Floats& values) {
+      Memory memory(count);
+      memory.restore(residual);
+      const Encoded encoded =
+          encode(*codec, {data, count, dtype}, &memory, 3, GradientAfter::kZero);
+      const TopKReference reference = encode_topk_reference(options, values, residual, 1.0F);
+      EXPECT_EQ(encoded.body, reference.body);
+      memory.commit();
+      EXPECT_TRUE(same_bits(memory.current(), reference.residual));
+      const auto* bits = static_cast<const std::uint16_t*>(data);
+      EXPECT_TRUE(std::all_of(bits, bits + n, [](std::uint16_t b) { return b == 0; }));
+    };
+    check(bf16.data(), DType::kBF16, as_bf16);
+    check(fp16.data(), DType::kF16, as_fp16);
+  }
+}
+
+TEST_P(TopKTargets, SampledBytesAreTheSameOnEveryTarget) {
+  const auto codec = make_topk_codec({.density = 0.01, .select = TopKSelect::kSampled});
+  Floats grad = normals(200003, 5);
+  Memory memory(200003);
+  const Encoded here = encode(*codec, grad, &memory, 9);
+  memory.rollback();
+  set_simd_limit("");
+  EXPECT_EQ(here.body, encode(*codec, grad, &memory, 9).body);
+  EXPECT_GE(sent(here.body), 1600U);
+  EXPECT_LE(sent(here.body), 2000U);
+}
+
+TEST_P(TopKTargets, AccumulateAddsTheRoundedProductAtSentPositionsOnly) {
+  constexpr std::size_t kElements = 5003;
+  for (const double density : {0.01, 0.5}) {
+    const auto codec = make_topk_codec({.density = density, .values = TopKValues::kBF16});
+    Floats grad = normals(kElements, 6);
+    const Encoded encoded = encode(*codec, grad, nullptr);
+    const Floats decoded = decode(*codec, encoded.body, kElements);
+    const Floats before = normals(kElements, 7);
+    Floats sum = before;
+    codec->accumulate({}, encoded.body, 0.3F, sum);
+    for (std::size_t i = 0; i < kElements; ++i) {
+      const volatile float product = 0.3F * decoded[i];
+      const float expected = decoded[i] == 0.0F ? before[i] : before[i] + product;
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(sum[i]), std::bit_cast<std::uint32_t>(expected)) << i;
+    }
+  }
+}
+
+TEST(TopK, ContractsByTheShareItKeeps) {
+  for (const std::size_t n : {std::size_t{10}, std::size_t{1009}, std::size_t{65537}}) {
+    for (const double density : {0.001, 0.1, 0.7}) {
+      const auto codec = make_topk_codec({.density = density});
+      Floats grad = normals(n, n);
+      Memory memory(static_cast<std::int64_t>(n));
+      const Encoded encoded = encode(*codec, grad, &memory);
+      memory.commit();
+      const double share = static_cast<double>(sent(encoded.body)) / static_cast<double>(n);
+      EXPECT_LE(squares(memory.current()), (1 - share) * squares(grad) * (1 + 1e-9));
+    }
+  }
+}
+
+// Regression: some codes cut a selection that is too large at the tensor's end.
+TEST(TopK, TrapPositionalBiasATooLargeSelectionIsCutByMagnitude) {
+  constexpr std::size_t kElements = 100000;
+  constexpr std::size_t kCount = 1000;
+  const auto codec = make_topk_codec({.k = kCount});
+  Floats grad(kElements);
+  // Growing magnitudes: every threshold taken early lets too many pass, the largest come last.
+  for (std::size_t i = 0; i < kElements; ++i) grad[i] = static_cast<float>(i + 1);
+  const Floats decoded = decode(*codec, encode(*codec, grad, nullptr).body, kElements);
+  for (std::size_t i = 0; i < kElements; ++i) {
+    ASSERT_EQ(decoded[i] != 0.0F, i >= kElements - kCount) << "element " << i;
+  }
+}
+
+// Regression: with threshold 0, |v| >= threshold selects the whole tensor.
+TEST(TopK, TrapThresholdZeroSelectsNoZeros) {
+  constexpr std::size_t kElements = 100000;
+  const auto codec = make_topk_codec({.density = 0.01});
+  Floats grad(kElements, 0.0F);
+  grad[5] = 1.0F;
+  grad[77777] = -2.0F;
+  grad[99999] = std::numeric_limits<float>::denorm_min();
+  Memory memory(kElements);
+  const Encoded encoded = encode(*codec, grad, &memory);
+  EXPECT_EQ(sent(encoded.body), 3U);
+  EXPECT_TRUE(same_bits(decode(*codec, encoded.body, kElements), grad));
+}
+
+TEST(TopK, TrapAllZeroGradientSendsNothingAndKeepsTheResidual) {
+  for (const bool transactional : {true, false}) {
+    for (const std::size_t n : {std::size_t{1}, std::size_t{100}, std::size_t{100003}}) {
+      const auto codec = make_topk_codec({.density = 0.01});
+      const Floats residual = normals(n, 3);
+      Memory memory(static_cast<std::int64_t>(n), {.transactional = transactional});
+      memory.restore(residual);
+      Floats grad(n, -0.0F);
+      const Encoded encoded = encode(*codec, grad, &memory);
+      EXPECT_TRUE(encoded.result.empty);
+      EXPECT_EQ(encoded.body.size(), 1U);
+      EXPECT_FALSE(memory.written());
+      EXPECT_TRUE(same_bits(memory.current(), residual));
+      EXPECT_TRUE(same_bits(decode(*codec, encoded.body, n), Floats(n, 0.0F)));
+    }
+  }
+}
+
+// Regression: fewer than k entries must make a shorter body, not repeat or invent some.
+TEST(TopK, TrapFewerThanKEntriesMakeAShorterBody) {
+  constexpr std::size_t kElements = 50000;
+  const auto codec = make_topk_codec({.k = 5000});
+  Floats grad(kElements, 0.0F);
+  for (std::size_t i = 0; i < kElements; i += 100) grad[i] = 1.0F;
+  const Encoded encoded = encode(*codec, grad, nullptr);
+  EXPECT_EQ(sent(encoded.body), 500U);
+  EXPECT_LT(encoded.body.size(), codec->slot_bytes(kElements) / 5);
+  EXPECT_TRUE(same_bits(decode(*codec, encoded.body, kElements), grad));
+}
+
+// Regression: what rounding to 16 or 8 bits loses must come back through the residual.
+TEST(TopK, TrapRoundingOfSentValuesIsFedBack) {
+  constexpr std::size_t kElements = 1000;
+  for (const TopKValues values : {TopKValues::kBF16, TopKValues::kQ8}) {
+    const auto codec = make_topk_codec({.k = 10, .values = values});
+    Memory memory(kElements);
+    const Floats target = normals(kElements, 8);
+    std::vector<double> received(kElements, 0.0);
+    for (std::uint64_t step = 0; step < 400; ++step) {
+      Floats grad = target;
+      if (step > 0) {
+        // Later steps only push the rest out.
+        std::fill(grad.begin(), grad.end(), 0.0F);
+        grad[0] = std::numeric_limits<float>::denorm_min();
+      }
+      const Encoded encoded = encode(*codec, grad, &memory, step);
+      memory.commit();
+      const Floats decoded = decode(*codec, encoded.body, kElements);
+      for (std::size_t i = 0; i < kElements; ++i) received[i] += decoded[i];
+    }
+    for (std::size_t i = 0; i < kElements; ++i) ASSERT_NEAR(received[i], target[i], 1e-5) << i;
+  }
+}
+
+TEST(TopK, TiesGoToTheLowestIndex) {
+  constexpr std::size_t kElements = 50000;
+  const auto codec = make_topk_codec({.k = 7});
+  Floats grad(kElements, -3.0F);
+  grad[40000] = 4.0F;
+  const Floats decoded = decode(*codec, encode(*codec, grad, nullptr).body, kElements);
+  for (std::size_t i = 0; i < kElements; ++i) {
+    ASSERT_EQ(decoded[i] != 0.0F, i < 6 || i == 40000) << "element " << i;
+  }
+}
+
+TEST(TopK, AMisleadingSampleChangesNothing) {
+  // All large entries in one run: almost no sampled line sees them, or one sees only them.
+  constexpr std::size_t kElements = 1 << 20;
+  for (const std::size_t run : {std::size_t{500}, std::size_t{20000}}) {
+    const TopKOptions options{.density = 0.001};
+    const auto codec = make_topk_codec(options);
+    Floats grad = normals(kElements, 12);
+    for (float& g : grad) g *= 1e-3F;
+    for (std::size_t i = 0; i < run; ++i) grad[300000 + i] += 1.0F;
+    for (std::uint64_t step = 0; step < 4; ++step) {
+      EXPECT_EQ(encode(*codec, grad, nullptr, step).body,
+                encode_topk_reference(options, grad, {}, 1.0F).body);
+    }
+  }
+}
+
+TEST(TopK, SampledSelectionStaysBetweenTheBounds) {
+  const auto codec = make_topk_codec({.density = 0.001, .select = TopKSelect::kSampled});
+  for (std::uint64_t step = 0; step < 20; ++step) {
+    Floats grad = normals(300000, step);
+    Memory memory(300000);
+    const std::size_t count = sent(encode(*codec, grad, &memory, step).body);
+    EXPECT_GE(count, 240U);
+    EXPECT_LE(count, 300U);
+  }
+}
+
+TEST(TopK, NonfiniteValuesAreFoundAndLeaveTheMemoryAlone) {
+  for (const bool transactional : {true, false}) {
+    for (const float poison : {std::nanf(""), std::numeric_limits<float>::infinity(),
+                               -std::numeric_limits<float>::infinity()}) {
+      for (const std::size_t n : {std::size_t{1}, std::size_t{1009}, std::size_t{100003}}) {
+        for (const std::size_t at : {std::size_t{0}, n / 2, n - 1}) {
+          const auto codec = make_topk_codec({.density = 0.01});
+          const Floats residual = normals(n, 2);
+          Memory memory(static_cast<std::int64_t>(n), {.transactional = transactional});
+          memory.restore(residual);
+          Floats grad = normals(n, 1);
+          grad[at] = poison;
+          const Encoded encoded = encode(*codec, grad, &memory);
+          ASSERT_TRUE(encoded.result.nonfinite);
+          ASSERT_EQ(encoded.body.size(), 1U);
+          ASSERT_FALSE(memory.written());
+          ASSERT_TRUE(same_bits(memory.current(), residual));
+          ASSERT_TRUE(std::isnan(decode(*codec, encoded.body, n).front()));
+        }
+      }
+    }
+  }
+}
+
+TEST(TopK, TheSumOverflowingIsNonfinite) {
+  const auto codec = make_topk_codec({.k = 1});
+  Memory memory(2);
+  memory.restore(Floats{3e38F, 0.0F});
+  Floats grad = {3e38F, 1.0F};
+  EXPECT_TRUE(encode(*codec, grad, &memory).result.nonfinite);
+}
+
+TEST(TopK, PayloadsOfTenMillionNormalsAreAsSmallAsPromised) {
+  constexpr std::size_t kElements = 10'000'000;
+  constexpr double kEntries = 10'000;
+  Floats grad = normals(kElements, 1);
+  const auto bits = [&](TopKValues values) {
+    const auto codec = make_topk_codec({.density = 0.001, .values = values});
+    const Encoded encoded = encode(*codec, grad, nullptr);
+    EXPECT_EQ(sent(encoded.body), 10'000U);
+    const double slot = static_cast<double>(codec->slot_bytes(kElements)) * 8 / kEntries;
+    EXPECT_LE(static_cast<double>(encoded.body.size()) * 8 / kEntries, slot);
+    return slot;
+  };
+  EXPECT_LE(bits(TopKValues::kQ8), 20.1);
+  EXPECT_LE(bits(TopKValues::kBF16), 28.0);
+  EXPECT_LE(bits(TopKValues::kF32), 44.0);
+}
+
+TEST(TopK, EmptyTensorsMakeOneByte) {
+  const auto codec = make_topk_codec({.density = 0.5});
+  EXPECT_EQ(codec->slot_bytes(0), 1U);
+  Floats none;
+  Memory memory(0);
+  const Encoded encoded = encode(*codec, none, &memory);
+  EXPECT_TRUE(encoded.result.empty);
+  EXPECT_TRUE(decode(*codec, encoded.body, 0).empty());
+}
+
+TEST(TopK, DamagedBodiesAreRefusedOrDecodeWithinBounds) {
+  constexpr std::size_t kElements = 3001;
+  std::mt19937_64 random(9);
+  for (const TopKValues values : {TopKValues::kF32, TopKValues::kBF16, TopKValues::kQ8}) {
+    for (const double density : {0.01, 0.4}) {
+      const auto codec = make_topk_codec({.density = density, .values = values});
+      Floats grad = normals(kElements, 4);
+      const std::vector<std::byte> body = encode(*codec, grad, nullptr).body;
+      for (std::size_t cut = 0; cut < body.size(); ++cut) {
+        const std::vector<std::byte> part(body.begin(),
+                                          body.begin() + static_cast<std::ptrdiff_t>(cut));
+        EXPECT_THROW(decode(*codec, part, kElements), CorruptPayload) << "cut at " << cut;
+      }
+      for (int round = 0; round < 3000; ++round) {
+        std::vector<std::byte> damaged = body;
+        damaged[random() % damaged.size()] ^= static_cast<std::byte>(1U << random() % 8);
+        Floats sum(kElements, 0.0F);
+        try {
+          codec->accumulate({}, damaged, 1.0F, sum);
+          EXPECT_TRUE(std::all_of(sum.begin(), sum.end(), [](float x) { return is_finite(x); }));
+        } catch (const CorruptPayload&) {
+        }
+      }
+      EXPECT_THROW(decode(*codec, body, 1000), CorruptPayload) << "a shorter tensor";
+    }
+  }
+}
+
+TEST(TopK, BodiesOfOtherValuesAreRefused) {
+  Floats grad = normals(1000, 4);
+  const auto q8 = make_topk_codec({.density = 0.01, .values = TopKValues::kQ8});
+  const auto fp32 = make_topk_codec({.density = 0.01});
+  EXPECT_THROW(decode(*fp32, encode(*q8, grad, nullptr).body, 1000), CorruptPayload);
+}
+
+TEST(TopK, DecodesToSixteenBitsWithOneRounding) {
+  Floats grad = {0.1F, 0.0F, -1e-7F, 70000.0F};
+  const auto codec = make_topk_codec({.k = 4});
+  const Encoded encoded = encode(*codec, grad, nullptr);
+  std::vector<BF16> bf16(4);
+  std::vector<FP16> fp16(4);
+  codec->decode({}, encoded.body, {bf16.data(), 4, DType::kBF16});
+  codec->decode({}, encoded.body, {fp16.data(), 4, DType::kF16});
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(bf16[i].bits, to_bf16(grad[i]).bits);
+    EXPECT_EQ(fp16[i].bits, to_fp16(grad[i]).bits);
+  }
+}
+
+TEST(TopK, RefusesWhatItCannotDo) {
+  EXPECT_THROW(make_topk_codec({}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.density = 0.1, .k = 3}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.density = 1.5}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.density = -0.5}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.density = std::nan("")}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.k = -1}), InvalidArgument);
+  const auto codec = make_topk_codec({.density = 0.1});
+  EXPECT_THROW((void)codec->slot_bytes(std::int64_t{1} << 32), InvalidArgument);
+  EXPECT_THROW((void)codec->slot_bytes(-1), InvalidArgument);
+  std::vector<double> wide(10);
+  EXPECT_THROW(encode(*codec, {wide.data(), 10, DType::kF64}, nullptr), InvalidArgument);
+  Floats grad(10, 1.0F);
+  Memory memory(9);
+  EXPECT_THROW(encode(*codec, grad, &memory), InvalidArgument);
+}
+
+TEST(TopK, NamesAreTheSpecs) {
+  EXPECT_EQ(make_topk_codec({.density = 0.001})->name(), "topk:0.001");
+  EXPECT_EQ(make_topk_codec({.k = 50, .values = TopKValues::kQ8})->name(), "topk:k=50,values=q8");
+  EXPECT_EQ(make_topk_codec(
+                {.density = 0.01, .values = TopKValues::kBF16, .select = TopKSelect::kSampled})
+                ->name(),
+            "topk:0.01,values=bf16,select=sampled");
+}
+
+}  // namespace
+}  // namespace thinwire
