@@ -8,10 +8,7 @@ then is still written).
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import platform
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,17 @@ from typing import Any
 from rich.console import Console
 
 from examples.demo import report
-from examples.demo.hosts import LOOPBACK, Hosts, LabHosts, LoopbackHosts
+from examples.demo.environment import (
+    CannotRunError,
+    console,
+    header,
+    header_lines,
+    open_hosts,
+    say,
+)
+from examples.demo.hosts import LOOPBACK
 from examples.demo.live import screen_for
 from examples.demo.methods import check_spec
-from examples.demo.pool import WorkerError
 from examples.demo.records import RunRecord, write_json_lines
 from examples.demo.runner import (
     LINKS,
@@ -33,7 +37,7 @@ from examples.demo.runner import (
     Demo,
     Options,
 )
-from examples.demo.tasks import TASKS, DataMissingError
+from examples.demo.tasks import TASKS
 
 NEXT = (
     "thinwire run --policy topk:0.01,values=q8 -- "
@@ -98,49 +102,6 @@ def options_of(arguments: argparse.Namespace) -> Options:
     )
 
 
-def make_hosts(options: Options) -> Hosts:
-    """The lab's hosts; exits with a message when there can be none."""
-    if options.links == [LOOPBACK]:
-        return LoopbackHosts(options.hosts)
-    return LabHosts(options.hosts, options.links[0])
-
-
-def console(stderr: bool = False) -> Console:
-    """As wide as the terminal; 100 columns where there is none. Rich itself honours NO_COLOR."""
-    made = Console(stderr=stderr)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = 100
-    return made
-
-
-def machine() -> str:
-    """CPU model and count, for headers."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if "model name" in line
-        ]
-        model = names[0] if names else model
-    return f"{os.cpu_count()} x {model}, Linux {platform.release()}"
-
-
-def header(hosts: Hosts) -> dict[str, Any]:
-    """Machine, versions and command, for every file that is written."""
-    import torch
-
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "hosts": hosts.describe(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "command": shlex.join(["python", "-m", "examples.demo", *sys.argv[1:]]),
-    }
-
-
 def write(out: Path, head: dict[str, Any], records: list[RunRecord]) -> list[tuple[Path, str]]:
     """All files and what each is."""
     lines = out / "runs.jsonl"
@@ -164,19 +125,15 @@ def write(out: Path, head: dict[str, Any], records: list[RunRecord]) -> list[tup
 
 def finish(out: Path, head: dict[str, Any], records: list[RunRecord], stdout: Console) -> int:
     """Tables, files, what next; the exit code."""
-
-    def line(text: str) -> None:
-        stdout.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    for key in ("machine", "hosts", "torch", "command"):
-        line(f"# {key}: {head[key]}")
+    for line in header_lines(head):
+        say(stdout, line)
     stdout.print()
     report.show(stdout, records)
     stdout.print()
     for file, what in write(out, head, records):
-        line(f"wrote {file} ({what})")
-    line(f"open:  xdg-open {out / 'demo.html'}")
-    line(f"next:  {NEXT}")
+        say(stdout, f"wrote {file} ({what})")
+    say(stdout, f"open:  xdg-open {out / 'demo.html'}")
+    say(stdout, f"next:  {NEXT}")
     bad = any(
         (r.failed and r.method.startswith("thinwire")) or not (r.failed or r.replicas_identical)
         for r in records
@@ -185,40 +142,28 @@ def finish(out: Path, head: dict[str, Any], records: list[RunRecord], stdout: Co
 
 
 def main(argv: list[str]) -> int:
-    arguments = parse(argv)
-    options = options_of(arguments)
+    options = options_of(parse(argv))
     stdout, stderr = console(), console(stderr=True)
     try:
-        for task in options.tasks:
-            TASKS[task].prepare()
-        hosts = make_hosts(options)
-    except DataMissingError as error:
-        stderr.print(f"error: {error}", markup=False, highlight=False)
-        return 2
-    except Exception as error:
-        stderr.print(f"error: no lab hosts: {error}", markup=False, highlight=False)
-        stderr.print(
-            "hint: --loopback runs the same jobs without link speeds", markup=False, highlight=False
-        )
+        hosts = open_hosts(options.hosts, options.links, options.tasks)
+    except CannotRunError as error:
+        say(stderr, f"error: {error}")
         return 2
     runs = len(options.tasks) * len(options.links) * len(options.methods)
     screen = screen_for(stderr, runs)
     demo = Demo(options, hosts, screen)
     interrupted = False
     try:
-        head = header(hosts)
+        head = header(hosts, ["python", "-m", "examples.demo", *argv])
         screen.say(f"{runs} runs of {options.seconds:.0f} s on {head['hosts']}")
         demo.run()
     except KeyboardInterrupt:
         interrupted = True
-    except WorkerError as error:
-        screen.say(f"error: {error}")
-        return 2
     finally:
         screen.close()
         hosts.close()
     records = [r for r in demo.records if r.failed or r.steps]
-    code = finish(options.out, head, records, stdout) if records else 0
+    code = finish(options.out, head, records, stdout) if records else 1
     return 130 if interrupted else code
 
 

@@ -43,13 +43,15 @@ class Hosts(ABC):
 
 
 class LabHosts(Hosts):
-    """Network namespaces of `thinwire lab`."""
+    """Network namespaces of `thinwire lab`. All links start at the first of `rates`; the others are
+    only checked, so that a bad one is refused at once."""
 
-    def __init__(self, count: int, rate: str) -> None:
-        from thinwire_lab import Lab
+    def __init__(self, count: int, rates: list[str]) -> None:
+        from thinwire_lab import Lab, Rate
 
+        parsed = [Rate.parse(rate) for rate in rates]
         self.count = count
-        self._lab = Lab(hosts=count, rate=rate)
+        self._lab = Lab(hosts=count, rate=parsed[0])
 
     def spawn(self, rank: int, argv: list[str], **options: Any) -> subprocess.Popen[Any]:
         return self._lab.popen(rank, argv, **options)

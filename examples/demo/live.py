@@ -15,7 +15,7 @@ from rich.text import Text
 
 from examples.demo import report
 from examples.demo.pool import Progress as Step
-from examples.demo.records import MB, RunRecord
+from examples.demo.records import MB, RunRecord, link_text
 
 _PLAIN_EVERY_S = 5.0
 
@@ -28,6 +28,10 @@ class Current:
     link: str
     label: str
     seconds: float
+
+    @property
+    def where(self) -> str:
+        return f"{self.task} at {link_text(self.link)}"
 
 
 class Screen(ABC):
@@ -60,7 +64,7 @@ class Screen(ABC):
 
 def summary(record: RunRecord) -> str:
     """One line on a run that is over."""
-    where = f"{record.task_title} at {record.link}, {record.label}"
+    where = f"{record.where}, {record.label}"
     if record.failed:
         return f"{where}: FAILED: {record.failed}"
     same = "" if record.replicas_identical else ", REPLICAS DIFFER"
@@ -93,7 +97,7 @@ class PlainScreen(Screen):
         left = max(0.0, self._run.seconds - step.seconds)
         value = f", held-out {self._value}" if self._value else ""
         self.say(
-            f"  {self._run.task} at {self._run.link}, {self._run.label}: step {step.step}, "
+            f"  {self._run.where}, {self._run.label}: step {step.step}, "
             f"loss {step.loss:.3f}{value}, {step.bytes / MB:.1f} MB sent, {left:.0f} s left"
         )
 
@@ -139,7 +143,7 @@ class LiveScreen(Screen):
     def _render(self) -> Group:
         facts = Table.grid(padding=(0, 2))
         if self._run is not None:
-            facts.add_row("task", Text(f"{self._run.task} at {self._run.link}", style="bold"))
+            facts.add_row("task", Text(f"{self._run.where}", style="bold"))
             facts.add_row("method", Text(self._run.label, style="bold cyan"))
             if self._step is None:
                 facts.add_row("state", "warming up")

@@ -15,7 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from examples.demo.records import RunRecord, groups
+from examples.demo.records import (
+    RatePoint,
+    RunRecord,
+    crossing,
+    groups,
+    link_bits,
+    link_text,
+)
 
 # Okabe-Ito: told apart with every common colour blindness; warm for thinwire, cool and grey for
 # the others.
@@ -116,7 +123,7 @@ def _bars(axes: Axes, task: list[RunRecord], colour: dict[str, str]) -> None:
             )
             position += 1.0
         ticks.append(position - len(link) / 2 - 0.5)
-        names.append(link[0].link)
+        names.append(link_text(link[0].link))
         position += 0.8
     axes.set_xscale("log")
     axes.set_xlim(0.97, max(2.0, highest) ** 1.75)
@@ -153,7 +160,7 @@ def _curves(
         )
     axes.axhline(first.target, color="#999999", linestyle="--", linewidth=1.2)
     against = "bytes" if over_bytes else "time"
-    axes.set_title(f"{first.task_title} at {first.link}: {first.metric} over {against}")
+    axes.set_title(f"{first.where}: {first.metric} over {against}")
     axes.set_ylabel(
         f"held-out {first.metric}{' (%)' if first.unit == '%' else ' (lower is better)'}"
     )
@@ -172,3 +179,91 @@ def _curves(
     else:
         values = [p.value for r in group for p in r.curve]
         axes.set_ylim(max(0.0, min(values) - 4), 100 if first.unit == "%" else None)
+
+
+def bandwidth(points: list[RatePoint], file: Path) -> None:
+    """Step time against link bandwidth, a column a task: every method, the bound, the crossing of
+    plain DDP with the fastest compressed method of thinwire."""
+    with plt.rc_context(_STYLE):
+        tasks = groups([p for p in points if link_bits(p.link)], "task_title")
+        if not tasks:
+            raise ValueError("no point has a link speed to plot against")
+        figure, axes = plt.subplots(
+            1, len(tasks), figsize=(7.5 * len(tasks), 5.6), squeeze=False, layout="constrained"
+        )
+        colour = colours([p.method for p in points])
+        for ax, task in zip(axes[0], tasks, strict=True):
+            _bandwidth(ax, task, colour)
+        names = {p.method: p.label for p in points}
+        handles = [Line2D([], [], color=colour[m], linewidth=4, label=n) for m, n in names.items()]
+        handles.append(Line2D([], [], color=_FIXED["bound"], linestyle="--", label="bound"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+
+
+def _bandwidth(axes: Axes, task: list[RatePoint], colour: dict[str, str]) -> None:
+    lines: dict[str, list[RatePoint]] = {}
+    for group in groups(task, "method"):
+        lines[group[0].method] = sorted(group, key=lambda p: link_bits(p.link) or 0.0)
+    for method, line in lines.items():
+        x = [link_bits(p.link) or 0.0 for p in line]
+        ours = method.startswith("thinwire")
+        axes.fill_between(
+            x,
+            [p.low_ms for p in line],
+            [p.high_ms for p in line],
+            color=colour[method],
+            alpha=0.15,
+            linewidth=0,
+        )
+        axes.plot(
+            x,
+            [p.ms for p in line],
+            color=colour[method],
+            marker="o",
+            markersize=4.5,
+            linewidth=2.6 if ours else 1.9,
+            zorder=3 if ours else 2,
+        )
+    bounds = sorted({(link_bits(p.link) or 0.0, p.bound_ms) for p in task})
+    by_rate = {x: [b for other, b in bounds if other == x] for x, _ in bounds}
+    axes.plot(
+        list(by_rate),
+        [sum(values) / len(values) for values in by_rate.values()],
+        color=_FIXED["bound"],
+        linestyle="--",
+        linewidth=1.6,
+    )
+    _mark_crossing(axes, lines)
+    rates = sorted({p.link for p in task}, key=lambda link: link_bits(link) or 0.0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([link_bits(rate) or 0.0 for rate in rates]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([link_text(rate) for rate in rates])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("link bandwidth of each host")
+    axes.set_ylabel("step time (ms)")
+    axes.set_title(task[0].workload, fontsize=10)
+
+
+def _mark_crossing(axes: Axes, lines: dict[str, list[RatePoint]]) -> None:
+    """Where the fastest thinwire method at the slowest link stops being faster than plain DDP."""
+    plain = lines.get("none")
+    ours = [line for method, line in lines.items() if method.startswith("thinwire")]
+    if plain is None or not ours:
+        return
+    best = min(ours, key=lambda line: line[0].ms)
+    shared = [(a, b) for a in plain for b in best if a.link == b.link]
+    xs = [link_bits(a.link) or 0.0 for a, _ in shared]
+    met = crossing(xs, [a.ms for a, _ in shared], [b.ms for _, b in shared])
+    if met is not None:
+        axes.plot(*met, marker="o", markersize=13, fillstyle="none", color="#222222", zorder=4)
+        text = f"as fast as plain\nat {met[0] / 1e9:.1f} Gbit/s"
+        axes.annotate(text, met, xytext=(-14, 26), textcoords="offset points", ha="right")
+        return
+    faster = all(b.ms < a.ms for a, b in shared)
+    text = "faster than plain DDP on every link shown" if faster else "slower than plain DDP"
+    axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", style="italic")

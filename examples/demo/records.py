@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 MB = 1e6
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class RunRecord:
     failed: str = ""
 
     @property
+    def where(self) -> str:
+        """Task and link: `MNIST MLP at 1 Gbit/s`."""
+        return f"{self.task_title} at {link_text(self.link)}"
+
+    @property
     def over_bound(self) -> float:
         """Step time ÷ bound step."""
         return self.step_ms / self.bound_ms if self.bound_ms else 0.0
@@ -78,6 +86,57 @@ class RunRecord:
         """All fields and derived figures."""
         derived = ("over_bound", "ratio_fp32", "ratio_bf16", "time_to_target")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+
+
+def link_bits(link: str) -> float | None:
+    """Bits a second of `100mbit`; None for what has no number, such as `loopback`."""
+    for unit, factor in _UNITS.items():
+        if link.endswith(unit):
+            return float(link.removesuffix(unit)) * factor
+    return None
+
+
+def link_text(link: str) -> str:
+    """`100mbit` as people write it: 100 Mbit/s."""
+    for unit in _UNITS:
+        if link.endswith(unit):
+            return f"{link.removesuffix(unit)} {unit.capitalize()}/s"
+    return link
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """Step time of one method on one link, for the picture of step time against bandwidth."""
+
+    task_title: str
+    workload: str
+    link: str
+    method: str
+    label: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    bound_ms: float
+
+
+def crossing(
+    xs: list[float], first: list[float], second: list[float]
+) -> tuple[float, float] | None:
+    """Where two curves over ascending xs meet, on straight lines in log-log space; the last such
+    place, or None. The ys are those of `first` and `second` at xs, all above 0."""
+    found = None
+    gaps = [math.log(a / b) for a, b in zip(first, second, strict=True)]
+    for i in range(len(xs) - 1):
+        if gaps[i] != gaps[i + 1] and gaps[i] * gaps[i + 1] <= 0:
+            share = gaps[i] / (gaps[i] - gaps[i + 1])
+            found = (
+                math.exp(math.log(xs[i]) + share * math.log(xs[i + 1] / xs[i])),
+                math.exp(math.log(first[i]) + share * math.log(first[i + 1] / first[i])),
+            )
+    return found
 
 
 def dense_mb(parameters: int, hosts: int) -> float:
@@ -111,9 +170,9 @@ def read_json_lines(file: Path) -> tuple[dict[str, Any], list[RunRecord]]:
     return head, records
 
 
-def groups(records: list[RunRecord], *fields: str) -> list[list[RunRecord]]:
-    """Records that agree in the named fields, in order of first appearance."""
-    found: dict[tuple[str, ...], list[RunRecord]] = {}
-    for record in records:
-        found.setdefault(tuple(getattr(record, f) for f in fields), []).append(record)
+def groups(items: Iterable[Item], *fields: str) -> list[list[Item]]:
+    """Items that agree in the named fields, in order of first appearance."""
+    found: dict[tuple[str, ...], list[Item]] = {}
+    for item in items:
+        found.setdefault(tuple(getattr(item, f) for f in fields), []).append(item)
     return list(found.values())

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from examples.demo.records import RunRecord, groups
+from examples.demo.records import RunRecord, groups, link_text
 
 COLUMNS = [
     "method",
@@ -68,7 +68,8 @@ def caption(records: list[RunRecord]) -> str:
     bound = next((r.bound_ms for r in records if r.bound_ms), 0.0)
     seconds = max(r.seconds for r in records)
     return (
-        f"{first.workload}; {first.hosts} hosts, {first.link}; bound step {bound:.0f} ms; "
+        f"{first.workload}; {first.hosts} hosts, {link_text(first.link)}; "
+        f"bound step {bound:.0f} ms; "
         f"{seconds:.0f} s a run; target: {target_text(first)}; MB sent by each host"
     )
 
@@ -77,7 +78,7 @@ def table(records: list[RunRecord]) -> Table:
     """The table of one task and link."""
     first = records[0]
     shown = Table(
-        title=f"{first.task_title} at {first.link}",
+        title=f"{first.where}",
         caption=caption(records),
         box=box.SIMPLE_HEAD,
         title_justify="left",
@@ -111,8 +112,7 @@ def verdict(records: list[RunRecord]) -> str:
     best = min(ran, key=lambda r: -r.value if r.higher_is_better else r.value)
     fastest = min(ran, key=lambda r: r.step_ms)
     plain = next((r for r in ran if r.method == "none"), None)
-    where = f"{best.task_title} at {best.link}"
-    text = f"{where}: best {best.metric} {metric_text(best, best.value)} by {best.label}"
+    text = f"{best.where}: best {best.metric} {metric_text(best, best.value)} by {best.label}"
     text += f"; shortest step {fastest.step_ms:.0f} ms by {fastest.label}"
     if plain is not None and plain is not fastest:
         text += f", {plain.step_ms / fastest.step_ms:.1f} times faster than {plain.label}"
@@ -172,7 +172,7 @@ def page(head: dict[str, Any], records: list[RunRecord], pictures: list[Path]) -
 
 def _html_table(records: list[RunRecord]) -> str:
     first = records[0]
-    rows = [f"<h2>{html.escape(first.task_title)} at {html.escape(first.link)}</h2>"]
+    rows = [f"<h2>{html.escape(first.where)}</h2>"]
     rows.append(f'<p class="caption">{html.escape(caption(records))}</p><table><tr>')
     rows += [f"<th>{html.escape(name.replace(chr(10), ' '))}</th>" for name in COLUMNS]
     rows.append("</tr>")
