@@ -8,7 +8,7 @@
 
 namespace thinwire {
 
-// Targets compiled in and runnable here, best first: "avx3", "avx2", "sse4", ..., "emu128".
+// Targets compiled in and runnable here, best first: "avx3", "avx2", "sse4", ..., "scalar".
 std::vector<std::string> simd_targets();
 // The target kernels use now.
 std::string simd_target();

@@ -289,11 +289,7 @@ Codec make_topk(const SpecTokens& tokens) {
   options.select = static_cast<TopKSelect>(reader.choice("select", kSelect, 0, kLaterSelect));
   Codec codec;
   codec.family_id = kTopK;
-#ifdef TW_HAVE_TOPK
   codec.payload = make_topk_codec(options);
-#else
-  unavailable_spec(tokens.text, tokens.family, "family \"topk\"", "bf16 is there");
-#endif
   codec.options = read_common(reader);
   return codec;
 }
@@ -318,11 +314,7 @@ Codec make_quantize(const SpecTokens& tokens, int bits) {
   options.stochastic = reader.flag("stochastic", false);
   Codec codec;
   codec.family_id = kQuantize;
-#ifdef TW_HAVE_QUANTIZE
   codec.payload = make_quantize_codec(options);
-#else
-  unavailable_spec(tokens.text, tokens.family, "family \"q1 to q8\"", "bf16 is there");
-#endif
   codec.options = read_common(reader);
   return codec;
 }
@@ -332,11 +324,7 @@ Codec make_randmask(const SpecTokens& tokens) {
   if (!reader.main()) missing_main(tokens, "a density: randmask:0.01");
   Codec codec;
   codec.family_id = kRandmask;
-#ifdef TW_HAVE_RANDMASK
   codec.linear = make_randmask_codec(reader.share("density", *reader.main(), true, "0.01"));
-#else
-  unavailable_spec(tokens.text, tokens.family, "family \"randmask\"", "bf16 is there");
-#endif
   codec.options = read_common(reader);
   return codec;
 }

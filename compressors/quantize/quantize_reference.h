@@ -1,0 +1,14 @@
+// The quantisers one element at a time: the oracle of quantize_simd.cpp. Pure functions.
+#pragma once
+
+#include "compressors/quantize/quantize_kernels.h"
+
+namespace thinwire {
+
+bool quantize_encode_reference(const QuantizeEncode& args);
+bool quantize_decode_reference(const std::byte* blocks, int bits, std::int64_t block,
+                               TensorView out);
+bool quantize_accumulate_reference(const std::byte* blocks, int bits, std::int64_t block,
+                                   float weight, float* out, std::int64_t n);
+
+}  // namespace thinwire
