@@ -6,7 +6,8 @@
 namespace thinwire {
 namespace {
 
-constexpr auto kMode = static_cast<std::uint8_t>(BodyMode::kFamily);
+// FORMAT.md: the first of the two modes of casts.
+constexpr auto kFirstMode = static_cast<std::uint8_t>(BodyMode::kFamily) + 8;
 
 class CastCodec final : public PayloadCodec {
  public:
@@ -23,9 +24,9 @@ class CastCodec final : public PayloadCodec {
                       std::span<std::byte> out) const override {
     const std::size_t slot = slot_bytes(grad.elements);
     check_encode(ctx, grad, memory, out, slot);
-    const BodyMode mode = look_ahead(grad, memory);
-    if (mode != BodyMode::kFamily) return write_mark(ctx, grad, mode, out);
-    out[0] = std::byte{kMode};
+    const BodyMode mark = look_ahead(grad, memory);
+    if (mark != BodyMode::kFamily) return write_mark(ctx, grad, mark, out);
+    out[0] = std::byte{mode()};
     CastEncode args{.grad = grad,
                     .codes = out.data() + 1,
                     .type = dtype_,
@@ -41,20 +42,24 @@ class CastCodec final : public PayloadCodec {
   }
 
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {
-    if (decode_mark(ctx, body, kMode, out)) return;
+    if (decode_mark(ctx, body, mode(), out)) return;
     check_length(ctx, body, out.elements);
     cast_decode(body.data() + 1, dtype_, out);
   }
 
   void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
                   std::span<float> out) const override {
-    if (accumulate_mark(ctx, body, kMode, out)) return;
+    if (accumulate_mark(ctx, body, mode(), out)) return;
     const auto n = static_cast<std::int64_t>(out.size());
     check_length(ctx, body, n);
     cast_accumulate(body.data() + 1, dtype_, weight, out.data(), n);
   }
 
  private:
+  std::uint8_t mode() const {
+    return static_cast<std::uint8_t>(kFirstMode + (dtype_ == DType::kBF16 ? 0 : 1));
+  }
+
   void check_length(const Context& ctx, std::span<const std::byte> body, std::int64_t n) const {
     if (body.size() >= slot_bytes(n)) return;
     fail_corrupt(ctx, name() + " body of " + std::to_string(body.size()) + " bytes, expected " +

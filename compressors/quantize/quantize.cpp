@@ -6,6 +6,9 @@
 namespace thinwire {
 namespace {
 
+// FORMAT.md: the first of the eight modes of quantisers.
+constexpr int kFirstMode = static_cast<int>(BodyMode::kFamily) + 16;
+
 class QuantizeCodec final : public PayloadCodec {
  public:
   explicit QuantizeCodec(const QuantizeOptions& options) : options_(options) {}
@@ -69,9 +72,7 @@ class QuantizeCodec final : public PayloadCodec {
   }
 
  private:
-  std::uint8_t mode() const {
-    return static_cast<std::uint8_t>(static_cast<int>(BodyMode::kFamily) + options_.bits - 1);
-  }
+  std::uint8_t mode() const { return static_cast<std::uint8_t>(kFirstMode + options_.bits - 1); }
 
   void check_length(const Context& ctx, std::span<const std::byte> body, std::int64_t n) const {
     if (body.size() >= slot_bytes(n)) return;

@@ -62,7 +62,7 @@ constexpr float quantize_mean(const float* lanes, std::int64_t elements) {
 }
 
 struct QuantizeEncode {
-  TensorView grad;                  // set to +0 when zero_gradient
+  TensorView grad = {};             // set to +0 when zero_gradient
   const float* residual = nullptr;  // n values or null
   float decay = 1.0F;
   float* next = nullptr;        // n values, 64-byte aligned, or null; may equal residual
@@ -70,7 +70,7 @@ struct QuantizeEncode {
   int bits = 8;
   std::int64_t block = 256;  // a multiple of 64, at most 4096
   bool stochastic = false;
-  RandomStream random;  // when stochastic
+  RandomStream random = {};  // when stochastic
   bool zero_gradient = false;
 };
 
