@@ -6,19 +6,6 @@
 
 namespace thinwire {
 
-#ifdef TW_NO_requantising
-std::unique_ptr<Exchange> make_requantising_exchange(Communicator&, std::vector<ExchangeLayer>,
-                                                     MemoryStore&) {
-  throw NotAvailable("quantised exchanges are not in this version\nhint: use topk");
-}
-#endif
-#ifdef TW_NO_linear
-std::unique_ptr<Exchange> make_linear_exchange(Communicator&, std::vector<ExchangeLayer>,
-                                               MemoryStore&) {
-  throw NotAvailable("linear exchanges are not in this version\nhint: use topk");
-}
-#endif
-
 namespace {
 
 using Members = std::vector<std::size_t>;

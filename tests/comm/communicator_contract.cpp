@@ -10,25 +10,6 @@
 
 namespace thinwire::testing {
 
-Deadline soon() { return Clock::now() + std::chrono::seconds(60); }
-
-std::vector<std::byte> gather_bytes(Communicator& comm, std::span<const std::byte> mine) {
-  std::vector<std::byte> all(mine.size() * static_cast<std::size_t>(comm.size()));
-  comm.allgather(mine, all)->wait(soon());
-  return all;
-}
-
-bool same_on_all_ranks(Communicator& comm, std::span<const std::byte> mine) {
-  const std::vector<std::byte> all = gather_bytes(comm, mine);
-  for (int rank = 0; rank < comm.size(); ++rank) {
-    if (!mine.empty() && std::memcmp(all.data() + static_cast<std::size_t>(rank) * mine.size(),
-                                     mine.data(), mine.size()) != 0) {
-      return false;
-    }
-  }
-  return true;
-}
-
 namespace {
 
 // Around the rank count, around the cuts of the transports' algorithms, and past their eager sizes.

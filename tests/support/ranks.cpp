@@ -1,5 +1,6 @@
 #include "tests/support/ranks.h"
 
+#include <cstring>
 #include <exception>
 #include <thread>
 #include <utility>
@@ -41,6 +42,25 @@ Ranks thread_ranks(std::string label, int size,
     }
   };
   return ranks;
+}
+
+Deadline soon() { return Clock::now() + std::chrono::seconds(60); }
+
+std::vector<std::byte> gather_bytes(Communicator& comm, std::span<const std::byte> mine) {
+  std::vector<std::byte> all(mine.size() * static_cast<std::size_t>(comm.size()));
+  comm.allgather(mine, all)->wait(soon());
+  return all;
+}
+
+bool same_on_all_ranks(Communicator& comm, std::span<const std::byte> mine) {
+  const std::vector<std::byte> all = gather_bytes(comm, mine);
+  for (int rank = 0; rank < comm.size(); ++rank) {
+    if (!mine.empty() && std::memcmp(all.data() + static_cast<std::size_t>(rank) * mine.size(),
+                                     mine.data(), mine.size()) != 0) {
+      return false;
+    }
+  }
+  return true;
 }
 
 std::vector<Ranks> loopback_ranks() {

@@ -2,9 +2,11 @@
 // process as one of P.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <ostream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,5 +34,14 @@ Ranks thread_ranks(std::string label, int size,
 
 // Loopback groups of 1, 2, 3, 4 and 7 ranks.
 std::vector<Ranks> loopback_ranks();
+
+// Long enough for 7 ranks on a loaded machine; only failures ever wait for it.
+Deadline soon();
+
+// Every rank's bytes, in rank order.
+std::vector<std::byte> gather_bytes(Communicator& comm, std::span<const std::byte> mine);
+
+// Whether all ranks hold the same bytes.
+bool same_on_all_ranks(Communicator& comm, std::span<const std::byte> mine);
 
 }  // namespace thinwire::testing

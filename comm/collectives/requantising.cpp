@@ -1,0 +1,275 @@
+// Requantising exchange: each layer is cut into P ranges; every rank sends each range's body to the
+// range's owner (alltoall), who sums the P of them in fp32 in rank order, re-encodes the sum with a
+// residual of its own, and sends that to all (allgather).
+//
+// One message layout serves both transfers: the message to, and from, owner p holds a 24-byte
+// header and one slot for each layer's range that p owns, at multiples of 4; all messages have the
+// size of the largest, a multiple of 8, the slack zero.
+#include <algorithm>
+#include <utility>
+
+#include "comm/collectives/common.h"
+#include "comm/collectives/kernels.h"
+#include "comm/exchange.h"
+#include "compressors/core/payload.h"
+
+namespace thinwire {
+
+using namespace collectives;
+
+namespace {
+
+// What all ranks draw alike (Context::sender).
+constexpr std::int32_t kEveryone = -1;
+
+// A range's own random stream: the layer's hash mixed with the range's begin (the finaliser of
+// splitmix64, Steele et al., OOPSLA 2014).
+std::uint64_t range_hash(std::uint64_t layer_hash, std::int64_t begin) {
+  std::uint64_t x = layer_hash + 0x9E3779B97F4A7C15U * (static_cast<std::uint64_t>(begin) + 1);
+  x = (x ^ (x >> 30U)) * 0xBF58476D1CE4E5B9U;
+  x = (x ^ (x >> 27U)) * 0x94D049BB133111EBU;
+  return x ^ (x >> 31U);
+}
+
+struct Range {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  int owner = 0;
+  std::size_t offset = 0;  // of its slot in messages to and from the owner
+  std::size_t bytes = 0;
+  std::uint64_t hash = 0;
+  Memory* worker = nullptr;
+  Memory* own = nullptr;  // at the owner
+
+  std::int64_t elements() const { return end - begin; }
+  bool empty() const { return begin == end; }
+};
+
+class RequantisingExchange final : public Exchange {
+ public:
+  RequantisingExchange(Communicator& comm, std::vector<ExchangeLayer> layers, MemoryStore& memories)
+      : comm_(comm),
+        ranks_(static_cast<std::size_t>(comm.size())),
+        layers_(std::move(layers)),
+        ranges_(layers_.size() * ranks_),
+        owned_elements_(ranks_),
+        flags_(layers_.size()) {
+    std::vector<std::size_t> ends(ranks_, kPayloadHeaderBytes);
+    std::size_t workspace = 0;
+    std::int64_t scratch = 0;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (layers_[i].payload == nullptr) {
+        refuse_layer(comm_.rank(), layers_[i], "a payload codec expected\nhint: send it dense");
+      }
+      plan_ranges(i, memories, ends);
+      const std::int64_t longest = range(i, 0).elements();
+      workspace = std::max(workspace, layers_[i].payload->workspace_bytes(longest));
+      scratch = std::max(scratch, longest);
+    }
+    message_bytes_ = round_up(*std::max_element(ends.begin(), ends.end()), 8);
+    outgoing_ = AlignedBuffer(message_bytes_ * ranks_);
+    incoming_ = AlignedBuffer(message_bytes_ * ranks_);
+    reencoded_ = AlignedBuffer(message_bytes_);
+    workspace_ = AlignedBuffer(workspace);
+    scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
+    grads_.reserve(layers_.size());
+  }
+
+  int transfers() const override { return 2; }
+
+  std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
+                                  std::span<const TensorView> grads) override {
+    check_gradients(comm_.rank(), layers_, grads);
+    step_ = step;
+    weight_ = weight;
+    grads_.assign(grads.begin(), grads.end());
+    for (std::size_t owner = 0; owner < ranks_; ++owner) {
+      encode_for(static_cast<int>(owner));
+    }
+    return comm_.alltoall(outgoing_.bytes(), incoming_.bytes());
+  }
+
+  std::unique_ptr<Transfer> next() override {
+    const int self = comm_.rank();
+    for (int sender = 0; sender < comm_.size(); ++sender) {
+      open_payload(part(incoming_, sender), owned_elements_[static_cast<std::size_t>(self)],
+                   sender);
+    }
+    PayloadHeader header;
+    header.elements = owned_elements_[static_cast<std::size_t>(self)];
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Range& own = owned_range(i, self);
+      if (!own.empty() && reencode(i, own)) {
+        header.flags |= kFlagNonFinite;
+      }
+    }
+    seal_payload(header, reencoded_.bytes());
+    return comm_.allgather(reencoded_.bytes(), incoming_.bytes());
+  }
+
+  std::span<const std::uint8_t> finish() override {
+    for (int owner = 0; owner < comm_.size(); ++owner) {
+      open_payload(part(incoming_, owner), owned_elements_[static_cast<std::size_t>(owner)], owner);
+    }
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      flags_[i] = decode(i) ? 1 : 0;
+      if (flags_[i] != 0) {
+        fill_nan(grads_[i]);
+      }
+    }
+    return flags_;
+  }
+
+  std::size_t message_bytes() const override {
+    // P - 1 messages to owners, and the re-encoded one to all.
+    return message_bytes_ * ranks_;
+  }
+  std::size_t buffer_bytes() const override {
+    return outgoing_.size() + incoming_.size() + reencoded_.size() + workspace_.size() +
+           scratch_.size();
+  }
+
+ private:
+  // Range i of a layer is owned by (i + key hash) mod P, so that the short last ranges of many
+  // layers do not all fall to the last rank.
+  void plan_ranges(std::size_t layer_index, MemoryStore& memories, std::vector<std::size_t>& ends) {
+    const ExchangeLayer& layer = layers_[layer_index];
+    const std::int64_t n = layer.elements;
+    const std::int64_t granularity = layer.payload->traits().granularity;
+    const auto ranks = static_cast<std::int64_t>(ranks_);
+    // Granularity 0: the codec takes the tensor whole, and one owner gets all of it.
+    std::int64_t length = n;
+    if (granularity > 0) {
+      const std::int64_t units = (n + granularity - 1) / granularity;
+      length = (units + ranks - 1) / ranks * granularity;
+    }
+    for (std::size_t r = 0; r < ranks_; ++r) {
+      Range& range = ranges_[layer_index * ranks_ + r];
+      range.begin = std::min(static_cast<std::int64_t>(r) * length, n);
+      range.end = std::min(range.begin + length, n);
+      range.owner = static_cast<int>((r + layer.key_hash % ranks_) % ranks_);
+      if (range.empty()) {
+        continue;
+      }
+      range.hash = range_hash(layer.key_hash, range.begin);
+      range.bytes = layer.payload->slot_bytes(range.elements());
+      std::size_t& end = ends[static_cast<std::size_t>(range.owner)];
+      range.offset = end;
+      end += round_up(range.bytes, 4);
+      owned_elements_[static_cast<std::size_t>(range.owner)] +=
+          static_cast<std::uint64_t>(range.elements());
+      range.worker = memories.memory(layer.name, range.begin, range.end, MemoryRole::kWorker);
+      if (range.owner == comm_.rank()) {
+        range.own = memories.memory(layer.name, range.begin, range.end, MemoryRole::kOwner);
+      }
+    }
+  }
+
+  const Range& range(std::size_t layer, std::size_t r) const { return ranges_[layer * ranks_ + r]; }
+  const Range& owned_range(std::size_t layer, int owner) const {
+    const auto p = static_cast<std::size_t>(owner);
+    return range(layer, (p + ranks_ - layers_[layer].key_hash % ranks_) % ranks_);
+  }
+  std::span<std::byte> part(const AlignedBuffer& messages, int rank) const {
+    return messages.bytes().subspan(static_cast<std::size_t>(rank) * message_bytes_,
+                                    message_bytes_);
+  }
+
+  void encode_for(int owner) {
+    const std::span<std::byte> message = part(outgoing_, owner);
+    PayloadHeader header;
+    header.elements = owned_elements_[static_cast<std::size_t>(owner)];
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Range& range = owned_range(i, owner);
+      if (range.empty()) {
+        continue;
+      }
+      const std::span<std::byte> slot = message.subspan(range.offset, range.bytes);
+      const Context ctx =
+          codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
+      const EncodeResult result = layers_[i].payload->encode(
+          ctx, grads_[i].slice(range.begin, range.end), range.worker, slot);
+      zero_slack(slot, result.bytes);
+      if (result.nonfinite) {
+        header.flags |= kFlagNonFinite;
+      }
+    }
+    seal_payload(header, message);
+  }
+
+  // Sums the P bodies of this rank's range and encodes the sum. Returns whether it is nonfinite.
+  bool reencode(std::size_t i, const Range& own) {
+    const ExchangeLayer& layer = layers_[i];
+    const std::span<std::byte> slot = reencoded_.bytes().subspan(own.offset, own.bytes);
+    for (int sender = 0; sender < comm_.size(); ++sender) {
+      if (is_nonfinite_body(part(incoming_, sender).subspan(own.offset, own.bytes))) {
+        slot[0] = static_cast<std::byte>(BodyMode::kNonFinite);
+        zero_slack(slot, 1);
+        return true;
+      }
+    }
+    const std::span<float> sum = scratch_.floats(static_cast<std::size_t>(own.elements()));
+    std::fill(sum.begin(), sum.end(), 0.0F);
+    for (int sender = 0; sender < comm_.size(); ++sender) {
+      const Context ctx = codec_context(layer, own.hash, step_, sender, workspace_.bytes());
+      with_sender(sender, layer, [&] {
+        layer.payload->accumulate(ctx, part(incoming_, sender).subspan(own.offset, own.bytes),
+                                  weight_, sum);
+      });
+    }
+    const Context ctx = codec_context(layer, own.hash, step_, kEveryone, workspace_.bytes());
+    const EncodeResult result = layer.payload->encode(ctx, view(sum), own.own, slot);
+    zero_slack(slot, result.bytes);
+    return result.nonfinite;
+  }
+
+  // Returns whether any range is nonfinite.
+  bool decode(std::size_t i) {
+    const auto body = [&](const Range& range) {
+      return part(incoming_, range.owner).subspan(range.offset, range.bytes);
+    };
+    const std::span<const Range> ranges(&ranges_[i * ranks_], ranks_);
+    for (const Range& range : ranges) {
+      if (!range.empty() && is_nonfinite_body(body(range))) {
+        return true;
+      }
+    }
+    for (const Range& range : ranges) {
+      if (range.empty()) {
+        continue;
+      }
+      const Context ctx =
+          codec_context(layers_[i], range.hash, step_, kEveryone, workspace_.bytes());
+      with_sender(range.owner, layers_[i], [&] {
+        layers_[i].payload->decode(ctx, body(range), grads_[i].slice(range.begin, range.end));
+      });
+    }
+    return false;
+  }
+
+  Communicator& comm_;
+  std::size_t ranks_;
+  std::vector<ExchangeLayer> layers_;
+  std::vector<Range> ranges_;                  // layers x P, some empty when a layer is small
+  std::vector<std::uint64_t> owned_elements_;  // per owner, over all layers
+  std::vector<TensorView> grads_;
+  std::vector<std::uint8_t> flags_;
+  std::size_t message_bytes_ = 0;
+  AlignedBuffer outgoing_;   // P messages, by owner
+  AlignedBuffer incoming_;   // P messages, by sender, then by owner
+  AlignedBuffer reencoded_;  // this owner's message to all
+  AlignedBuffer workspace_;
+  AlignedBuffer scratch_;  // fp32 sum of the longest range
+  std::uint64_t step_ = 0;
+  float weight_ = 1;
+};
+
+}  // namespace
+
+std::unique_ptr<Exchange> make_requantising_exchange(Communicator& comm,
+                                                     std::vector<ExchangeLayer> layers,
+                                                     MemoryStore& memories) {
+  return std::make_unique<RequantisingExchange>(comm, std::move(layers), memories);
+}
+
+}  // namespace thinwire

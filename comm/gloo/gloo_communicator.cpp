@@ -1,0 +1,427 @@
+#include "comm/gloo/gloo_communicator.h"
+
+#include <gloo/allgather.h>
+#include <gloo/allreduce.h>
+#include <gloo/alltoall.h>
+#include <gloo/barrier.h>
+#include <gloo/math.h>
+#include <gloo/rendezvous/context.h>
+#include <gloo/transport/tcp/device.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "comm/wire_bytes.h"
+
+namespace thinwire {
+
+namespace {
+
+using std::chrono::milliseconds;
+using ContextPtr = std::shared_ptr<gloo::Context>;
+
+// Every message of Gloo's TCP transport: a preamble of six 8-byte words before the data, and two
+// preambles alone that say "ready to send" and "ready to receive".
+constexpr std::uint64_t kPreambleBytes = 48;
+constexpr MessageFraming kFraming{
+    .header = kPreambleBytes, .control_bytes = 2 * kPreambleBytes, .control_messages = 2};
+
+// A rank that leaves resets its connections, so that bytes which its peers have not read are lost:
+// it waits this long for all to come to the end.
+constexpr milliseconds kGoodbye{2'000};
+// After abort: for the collective in flight to let go of the caller's memory.
+constexpr milliseconds kLetGo{10'000};
+
+milliseconds until(Deadline deadline) {
+  return std::max(milliseconds(1),
+                  std::chrono::duration_cast<milliseconds>(deadline - Clock::now()));
+}
+
+struct Job {
+  std::function<void()> work;
+  bool done = false;
+  std::exception_ptr error;
+};
+
+// Runs jobs one after the other on its own thread. Thread-safe.
+class OrderedExecutor {
+ public:
+  OrderedExecutor() : thread_([this] { run(); }) {}
+  // Runs what was submitted, then ends.
+  ~OrderedExecutor() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  OrderedExecutor(const OrderedExecutor&) = delete;
+  OrderedExecutor& operator=(const OrderedExecutor&) = delete;
+
+  std::shared_ptr<Job> submit(std::function<void()> work) {
+    auto job = std::make_shared<Job>();
+    job->work = std::move(work);
+    {
+      const std::lock_guard lock(mutex_);
+      jobs_.push_back(job);
+    }
+    changed_.notify_all();
+    return job;
+  }
+
+  bool done(const Job& job) {
+    const std::lock_guard lock(mutex_);
+    return job.done;
+  }
+
+  // False when the deadline passes first; rethrows what the job threw.
+  bool wait(const Job& job, Deadline deadline) {
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait_until(lock, deadline, [&] { return job.done; })) {
+      return false;
+    }
+    if (job.error) {
+      std::rethrow_exception(job.error);
+    }
+    return true;
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
+      if (jobs_.empty()) {
+        return;
+      }
+      const std::shared_ptr<Job> job = jobs_.front();
+      jobs_.pop_front();
+      lock.unlock();
+      std::exception_ptr error;
+      try {
+        job->work();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      lock.lock();
+      job->work = nullptr;
+      job->error = error;
+      job->done = true;
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::shared_ptr<Job>> jobs_;
+  bool stop_ = false;
+  std::thread thread_;  // last: it uses the others
+};
+
+// The connections and their fate; shared with transfers, which may outlive the communicator.
+class Group {
+ public:
+  Group(int rank, int size, gloo::rendezvous::Store& store, const GlooOptions& options)
+      : rank_(rank), options_(options) {
+    if (size == 1) {
+      return;
+    }
+    try {
+      gloo::transport::tcp::attr attr;
+      attr.hostname = options.hostname;
+      attr.iface = options.interface;
+      auto device = gloo::transport::tcp::CreateDevice(attr);
+      auto context = std::make_shared<gloo::rendezvous::Context>(rank, size);
+      context->setTimeout(options.connect_timeout);
+      context->connectFullMesh(store, device);
+      context->setTimeout(options.collective_timeout);
+      context_ = context;
+    } catch (const std::exception& error) {
+      throw TransportError("gloo rank " + std::to_string(rank) + " of " + std::to_string(size) +
+                           " could not connect to its peers: " + error.what());
+    }
+  }
+
+  void refuse_if_unusable() const {
+    if (unusable_) {
+      throw TransportError("gloo group at rank " + std::to_string(rank_) +
+                           " is unusable: a transfer failed or it was aborted");
+    }
+  }
+
+  bool unusable() const { return unusable_; }
+
+  // On the executor's thread.
+  void collective(const char* verb, const std::function<void(const ContextPtr&)>& work) {
+    refuse_if_unusable();
+    try {
+      work(context_);
+    } catch (const std::exception& error) {
+      close();
+      throw TransportError("gloo " + std::string(verb) + " at rank " + std::to_string(rank_) +
+                           " failed: " + error.what());
+    }
+  }
+
+  // Ends what is in flight, here and at the peers. Gloo's own way to wake its waiters is a wait
+  // that times out: it fails every pair of the context and what is pending on it.
+  void close() noexcept {
+    if (unusable_.exchange(true) || !context_) {
+      return;
+    }
+    try {
+      char nothing = 0;
+      context_->createUnboundBuffer(&nothing, 1)->waitRecv(milliseconds(1));
+    } catch (const std::exception&) {
+      // the time-out itself
+    }
+  }
+
+  bool wait(OrderedExecutor& executor, const Job& job, Deadline deadline) {
+    if (executor.wait(job, deadline)) {
+      return true;
+    }
+    close();
+    // The collective fails now; before it has, it may write into the caller's memory.
+    try {
+      executor.wait(job, Clock::now() + kLetGo);
+    } catch (const TransportError&) {
+      // expected, and told by the caller
+    }
+    return false;
+  }
+
+ private:
+  int rank_;
+  GlooOptions options_;
+  ContextPtr context_;  // null in a group of one
+  std::atomic<bool> unusable_{false};
+};
+
+class GlooTransfer final : public Transfer {
+ public:
+  GlooTransfer(std::shared_ptr<OrderedExecutor> executor, std::shared_ptr<Group> group,
+               std::shared_ptr<Job> job, const char* verb, int rank)
+      : executor_(std::move(executor)),
+        group_(std::move(group)),
+        job_(std::move(job)),
+        verb_(verb),
+        rank_(rank) {}
+
+  bool done() override { return executor_->done(*job_); }
+
+  void wait(Deadline deadline) override {
+    if (!group_->wait(*executor_, *job_, deadline)) {
+      throw TransportError("gloo " + std::string(verb_) + " at rank " + std::to_string(rank_) +
+                           " did not end by its deadline");
+    }
+  }
+
+ private:
+  std::shared_ptr<OrderedExecutor> executor_;
+  std::shared_ptr<Group> group_;
+  std::shared_ptr<Job> job_;
+  const char* verb_;
+  int rank_;
+};
+
+template <typename T>
+void ring_allreduce(const ContextPtr& context, TensorView data, std::uint32_t tag) {
+  gloo::AllreduceOptions options(context);
+  options.setAlgorithm(gloo::AllreduceOptions::Algorithm::RING);
+  options.setOutput(static_cast<T*>(data.data), static_cast<std::size_t>(data.elements));
+  options.setReduceFunction(
+      static_cast<void (*)(void*, const void*, const void*, std::size_t)>(&gloo::sum<T>));
+  options.setTag(tag);
+  gloo::allreduce(options);
+}
+
+class GlooCommunicator final : public Communicator {
+ public:
+  GlooCommunicator(int rank, int size, std::shared_ptr<gloo::rendezvous::Store> store,
+                   const GlooOptions& options)
+      : rank_(rank),
+        size_(size),
+        store_(std::move(store)),
+        group_(std::make_shared<Group>(rank, size, *store_, options)),
+        executor_(std::make_shared<OrderedExecutor>()) {}
+
+  ~GlooCommunicator() override {
+    if (size_ > 1 && !group_->unusable()) {
+      say_goodbye();
+    }
+    group_->close();
+  }
+  GlooCommunicator(const GlooCommunicator&) = delete;
+  GlooCommunicator& operator=(const GlooCommunicator&) = delete;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string name() const override { return "gloo"; }
+  CommunicatorTraits traits() const override {
+    return {.identical_allreduce = true, .survives_failure = true};
+  }
+
+  std::unique_ptr<Transfer> allreduce_sum(TensorView data) override {
+    if (data.dtype != DType::kF32 && data.dtype != DType::kF64) {
+      throw InvalidArgument("gloo allreduce_sum at rank " + std::to_string(rank_) +
+                            ": fp32 or fp64 expected, got " +
+                            std::string(thinwire::name(data.dtype)));
+    }
+    sent_bytes_ += allreduce_wire_bytes(data);
+    return start("allreduce", [data, tag = tag_++](const ContextPtr& context) {
+      if (data.elements == 0 || !context) {
+        return;
+      }
+      if (data.dtype == DType::kF32) {
+        ring_allreduce<float>(context, data, tag);
+      } else {
+        ring_allreduce<double>(context, data, tag);
+      }
+    });
+  }
+
+  std::unique_ptr<Transfer> allgather(std::span<const std::byte> in,
+                                      std::span<std::byte> out) override {
+    if (out.size() != in.size() * static_cast<std::size_t>(size_)) {
+      throw InvalidArgument("gloo allgather at rank " + std::to_string(rank_) + ": out of " +
+                            std::to_string(in.size() * static_cast<std::size_t>(size_)) +
+                            " bytes expected, got " + std::to_string(out.size()));
+    }
+    // Gloo's ring sends each block in two halves.
+    sent_bytes_ += 2 * allgather_wire_bytes((in.size() + 1) / 2, size_, kFraming);
+    return start("allgather", [in, out, tag = tag_++](const ContextPtr& context) {
+      if (in.empty()) {
+        return;
+      }
+      if (!context) {
+        std::memcpy(out.data(), in.data(), in.size());
+        return;
+      }
+      gloo::AllgatherOptions options(context);
+      // Gloo does not write through the input pointer.
+      options.setInput(reinterpret_cast<char*>(const_cast<std::byte*>(in.data())), in.size());
+      options.setOutput(reinterpret_cast<char*>(out.data()), out.size());
+      options.setTag(tag);
+      gloo::allgather(options);
+    });
+  }
+
+  std::unique_ptr<Transfer> alltoall(std::span<const std::byte> in,
+                                     std::span<std::byte> out) override {
+    const auto ranks = static_cast<std::size_t>(size_);
+    if (out.size() != in.size() || in.size() % ranks != 0) {
+      throw InvalidArgument("gloo alltoall at rank " + std::to_string(rank_) +
+                            ": in and out of the same multiple of " + std::to_string(ranks) +
+                            " bytes expected, got " + std::to_string(in.size()) + " and " +
+                            std::to_string(out.size()));
+    }
+    sent_bytes_ += alltoall_wire_bytes(in.size() / ranks, size_, kFraming);
+    return start("alltoall", [in, out, tag = tag_++](const ContextPtr& context) {
+      if (in.empty()) {
+        return;
+      }
+      if (!context) {
+        std::memcpy(out.data(), in.data(), in.size());
+        return;
+      }
+      gloo::AlltoallOptions options(context);
+      options.setInput(reinterpret_cast<char*>(const_cast<std::byte*>(in.data())), in.size());
+      options.setOutput(reinterpret_cast<char*>(out.data()), out.size());
+      options.setTag(tag);
+      gloo::alltoall(options);
+    });
+  }
+
+  // Through the store: it does not depend on the connections that failed.
+  std::vector<int> roll_call(milliseconds grace) override {
+    const Deadline end = Clock::now() + grace;
+    const std::string call = "thinwire/roll_call/" + std::to_string(++roll_calls_) + "/";
+    std::vector<int> missing;
+    try {
+      store_->set(call + std::to_string(rank_), {1});
+    } catch (const std::exception& error) {
+      throw TransportError("gloo roll call at rank " + std::to_string(rank_) +
+                           ": the store is out of reach: " + error.what());
+    }
+    for (int peer = 0; peer < size_; ++peer) {
+      try {
+        if (peer != rank_) {
+          store_->wait({call + std::to_string(peer)}, until(end));
+        }
+      } catch (const std::exception&) {
+        missing.push_back(peer);
+      }
+    }
+    return missing;
+  }
+
+  void abort() noexcept override { group_->close(); }
+  std::uint64_t sent_bytes() const override { return sent_bytes_; }
+
+ private:
+  template <typename Work>
+  std::unique_ptr<Transfer> start(const char* verb, Work work) {
+    group_->refuse_if_unusable();
+    auto job = executor_->submit(
+        [group = group_, verb, work = std::move(work)] { group->collective(verb, work); });
+    return std::make_unique<GlooTransfer>(executor_, group_, std::move(job), verb, rank_);
+  }
+
+  void say_goodbye() noexcept {
+    try {
+      start("goodbye", [tag = tag_++](const ContextPtr& context) {
+        gloo::BarrierOptions options(context);
+        options.setTag(tag);
+        options.setTimeout(kGoodbye);
+        gloo::barrier(options);
+      })->wait(Clock::now() + 2 * kGoodbye);
+    } catch (const std::exception&) {
+      // A peer is gone already, or does not mean to leave: nothing is owed to it.
+    }
+  }
+
+  // Gloo cuts the data into segments of at most 1 MiB, at least two a rank.
+  std::uint64_t allreduce_wire_bytes(TensorView data) const {
+    const std::uint64_t bytes = data.bytes();
+    const auto ranks = static_cast<std::uint64_t>(size_);
+    if (size_ == 1 || bytes == 0) {
+      return 0;
+    }
+    const std::uint64_t segments = std::max(((bytes >> 20U) + ranks) / ranks, std::uint64_t{2});
+    return messages_wire_bytes(2 * (ranks - 1) * segments,
+                               (bytes + ranks * segments - 1) / (ranks * segments), kFraming);
+  }
+
+  int rank_;
+  int size_;
+  std::shared_ptr<gloo::rendezvous::Store> store_;
+  std::shared_ptr<Group> group_;
+  std::shared_ptr<OrderedExecutor> executor_;
+  std::uint32_t tag_ = 0;
+  int roll_calls_ = 0;
+  std::uint64_t sent_bytes_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_gloo_communicator(int rank, int size,
+                                                     std::shared_ptr<gloo::rendezvous::Store> store,
+                                                     GlooOptions options) {
+  if (size < 1 || rank < 0 || rank >= size || !store) {
+    throw InvalidArgument("gloo rank " + std::to_string(rank) + " of " + std::to_string(size) +
+                          ": a rank in [0, size) and a store expected");
+  }
+  return std::make_unique<GlooCommunicator>(rank, size, std::move(store), options);
+}
+
+}  // namespace thinwire

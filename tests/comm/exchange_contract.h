@@ -1,0 +1,91 @@
+// The contract of comm/exchange.h as tests, instantiated by every transport for every codec:
+// INSTANTIATE_TEST_SUITE_P(NAME, ExchangeContract, ValuesIn(exchange_cases(ranks)), exchange_name).
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "comm/exchange.h"
+#include "compressors/core/spec.h"
+#include "tests/support/ranks.h"
+
+namespace thinwire::testing {
+
+enum class Collective { kDense, kSparse, kRequantising, kLinear };
+
+struct ExchangeCase {
+  Ranks ranks;
+  std::string spec;
+  Collective collective = Collective::kDense;
+};
+
+std::ostream& operator<<(std::ostream& out, const ExchangeCase& c);
+std::string exchange_name(const ::testing::TestParamInfo<ExchangeCase>& info);
+
+// Every codec over the collectives that carry it, for each of `ranks`.
+std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks);
+
+class ExchangeContract : public ::testing::TestWithParam<ExchangeCase> {};
+
+// Memories by (layer, range, role).
+class PlainMemoryStore final : public MemoryStore {
+ public:
+  explicit PlainMemoryStore(bool enabled) : enabled_(enabled) {}
+
+  Memory* memory(std::string_view name, std::int64_t begin, std::int64_t end,
+                 MemoryRole role) override;
+  void commit();
+  void rollback();
+  // Committed residuals of a layer's memories of one role; zeros where there is none.
+  std::vector<double> residual(std::string_view name, std::int64_t elements, MemoryRole role) const;
+  // All committed residuals, one after the other.
+  std::vector<float> all() const;
+
+ private:
+  bool enabled_;
+  std::map<std::tuple<std::string, MemoryRole, std::int64_t, std::int64_t>, std::unique_ptr<Memory>>
+      memories_;
+};
+
+// A layer table of given sizes with gradients of one dtype, and the exchange of one codec over it.
+class Model {
+ public:
+  Model(Communicator& comm, const ExchangeCase& c, const std::vector<std::int64_t>& sizes,
+        DType dtype, bool adjacent = false);
+
+  // Gradients that are a function of (step, rank, layer, element), of about unit size.
+  void fill(std::uint64_t step);
+  // Small integers, alike; layer sums over ranks are exact in every dtype.
+  void fill_integers(std::uint64_t step);
+  // start ... finish. Returns finish()'s flags.
+  std::vector<std::uint8_t> reduce(std::uint64_t step, float weight);
+
+  std::size_t layers() const { return layers_.size(); }
+  std::int64_t elements(std::size_t layer) const { return layers_[layer].elements; }
+  std::vector<double> values(std::size_t layer) const;
+  void set(std::size_t layer, std::int64_t element, float value);
+  std::vector<double> residual(std::size_t layer, MemoryRole role) const;
+  std::span<const std::byte> bytes() const { return bytes_; }
+  PlainMemoryStore& memories() { return memories_; }
+  Exchange& exchange() { return *exchange_; }
+  std::span<const TensorView> grads() const { return grads_; }
+
+ private:
+  Communicator& comm_;
+  Codec codec_;
+  std::vector<std::string> names_;
+  std::vector<std::int64_t> shapes_;  // one dimension each
+  std::vector<ExchangeLayer> layers_;
+  std::vector<std::byte> bytes_;
+  std::vector<TensorView> grads_;
+  PlainMemoryStore memories_;
+  std::unique_ptr<Exchange> exchange_;
+};
+
+}  // namespace thinwire::testing

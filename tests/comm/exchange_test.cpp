@@ -1,0 +1,65 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "comm/loopback/loopback_communicator.h"
+#include "compressors/core/error.h"
+#include "tests/comm/exchange_contract.h"
+
+namespace thinwire::testing {
+
+INSTANTIATE_TEST_SUITE_P(Loopback, ExchangeContract,
+                         ::testing::ValuesIn(exchange_cases(loopback_ranks())), exchange_name);
+
+namespace {
+
+// A bit that flips between two ranks: the receiver names the sender, whatever transfer it was.
+TEST(Exchange, DamagedBytesNameTheirSender) {
+  constexpr int kSize = 3;
+  constexpr int kSender = 1;
+  for (const ExchangeCase& c : exchange_cases(loopback_ranks())) {
+    if (c.ranks.size != kSize || c.collective == Collective::kDense ||
+        c.collective == Collective::kLinear) {
+      continue;  // summed by the transport: there is no message to check
+    }
+    const int transfers = c.collective == Collective::kRequantising ? 2 : 1;
+    for (int damaged = 0; damaged < transfers; ++damaged) {
+      for (const std::size_t bit : {3U, 100U, 8 * 30U}) {
+        SCOPED_TRACE(c.spec + ", transfer " + std::to_string(damaged) + ", bit " +
+                     std::to_string(bit));
+        auto group = std::make_shared<LoopbackGroup>(kSize);
+        std::atomic<int> seen{0};
+        group->tamper([&](int sender, int receiver, std::span<std::byte> bytes) {
+          // Two deliveries from the sender a transfer; both of the chosen one are damaged.
+          if (sender == kSender && seen++ / (kSize - 1) == damaged) {
+            EXPECT_NE(receiver, kSender);
+            bytes[bit / 8] ^= static_cast<std::byte>(1U << (bit % 8));
+          }
+        });
+        const Ranks ranks = thread_ranks(
+            "loopback", kSize, [&] { return [&](int rank) { return group->communicator(rank); }; });
+        std::atomic<int> named{0};
+        ranks.run([&](Communicator& comm) {
+          Model model(comm, c, {500, 60}, DType::kF32);
+          model.fill(0);
+          try {
+            model.reduce(0, 1.0F / kSize);
+            EXPECT_EQ(comm.rank(), kSender) << "damaged bytes were used";
+          } catch (const CorruptPayload& error) {
+            const std::string text = error.what();
+            EXPECT_NE(text.find("rank " + std::to_string(kSender)), std::string::npos) << text;
+            ++named;
+            comm.abort();
+          } catch (const TransportError&) {
+            // the receivers stopped before this rank's next transfer
+          }
+        });
+        EXPECT_GE(named, 1);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace thinwire::testing
