@@ -47,7 +47,7 @@ class Screen(ABC):
 
     @abstractmethod
     def progress(self, step: Step) -> None:
-        """A step of the present run, some five times a second."""
+        """A step of the present run, some twice a second."""
 
     @abstractmethod
     def evaluated(self, value: str) -> None:
@@ -121,7 +121,7 @@ class LiveScreen(Screen):
         self._console, self._runs, self._done = console, runs, 0
         self._all = Progress(
             TextColumn("[bold]all runs"),
-            BarColumn(bar_width=32),
+            BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
             console=console,
@@ -129,7 +129,7 @@ class LiveScreen(Screen):
         self._all_task = self._all.add_task("all", total=runs)
         self._one = Progress(
             TextColumn("[bold]this run"),
-            BarColumn(bar_width=32),
+            BarColumn(bar_width=24),
             TextColumn("{task.fields[left]:.0f} s left"),
             console=console,
         )
@@ -137,7 +137,13 @@ class LiveScreen(Screen):
         self._run: Current | None = None
         self._step: Step | None = None
         self._value = "-"
-        self._live = Live(console=console, refresh_per_second=5, get_renderable=self._render)
+        self._live = Live(
+            console=console,
+            # Drawing takes processor time from the runs.
+            refresh_per_second=2,
+            get_renderable=self._render,
+            transient=True,
+        )
         self._live.start()
 
     def _render(self) -> Group:

@@ -137,7 +137,7 @@ def _bars(axes: Axes, task: list[RunRecord], colour: dict[str, str]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.axvline(1.0, color="#999999", linestyle="--", linewidth=1.2)
-    axes.set_xlabel("step time ÷ bound step (1 = communication costs nothing)")
+    axes.set_xlabel("step time ÷ bound step (1 = free communication)")
     axes.set_title(f"{task[0].task_title}: step time")
 
 
@@ -159,8 +159,7 @@ def _curves(
             zorder=3 if ours else 2,
         )
     axes.axhline(first.target, color="#999999", linestyle="--", linewidth=1.2)
-    against = "bytes" if over_bytes else "time"
-    axes.set_title(f"{first.where}: {first.metric} over {against}")
+    axes.set_title(first.where)
     axes.set_ylabel(
         f"held-out {first.metric}{' (%)' if first.unit == '%' else ' (lower is better)'}"
     )
@@ -197,7 +196,7 @@ def bandwidth(points: list[RatePoint], file: Path) -> None:
         names = {p.method: p.label for p in points}
         handles = [Line2D([], [], color=colour[m], linewidth=4, label=n) for m, n in names.items()]
         handles.append(Line2D([], [], color=_FIXED["bound"], linestyle="--", label="bound"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(file, dpi=110)
         plt.close(figure)
 
@@ -261,9 +260,18 @@ def _mark_crossing(axes: Axes, lines: dict[str, list[RatePoint]]) -> None:
     met = crossing(xs, [a.ms for a, _ in shared], [b.ms for _, b in shared])
     if met is not None:
         axes.plot(*met, marker="o", markersize=13, fillstyle="none", color="#222222", zorder=4)
-        text = f"as fast as plain\nat {met[0] / 1e9:.1f} Gbit/s"
-        axes.annotate(text, met, xytext=(-14, 26), textcoords="offset points", ha="right")
+        axes.annotate(
+            f"plain DDP and {best[0].label}\nequally fast at {met[0] / 1e9:.2g} Gbit/s",
+            met,
+            xytext=(0.98, 0.97),
+            textcoords="axes fraction",
+            ha="right",
+            va="top",
+            arrowprops={"arrowstyle": "-", "color": "#222222", "shrinkB": 7},
+        )
         return
     faster = all(b.ms < a.ms for a, b in shared)
-    text = "faster than plain DDP on every link shown" if faster else "slower than plain DDP"
+    text = (
+        f"{best[0].label}:\n{'faster' if faster else 'slower'} than plain DDP on every link shown"
+    )
     axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", style="italic")

@@ -123,7 +123,9 @@ class Worker:
                 self.send(event="done", **getattr(self, f"do_{name}")(**command))
             except Exception as error:
                 traceback.print_exc()
-                self.send(event="failed", reason=f"{type(error).__name__}: {error}")
+                self.send(
+                    event="failed", reason=f"{type(error).__name__}: {' '.join(str(error).split())}"
+                )
         self._jobs.clear()
         gc.collect()
         if dist.is_initialized():
@@ -213,7 +215,7 @@ class Worker:
             self._report_progress(step, loss, clock.now())
 
     def _report_progress(self, step: int, loss: float, seconds: float) -> None:
-        if self._rank == 0 and time.perf_counter() - self._last_progress > 0.2:
+        if self._rank == 0 and time.perf_counter() - self._last_progress > 0.4:
             self._last_progress = time.perf_counter()
             # The interface's own counter: cheap, and near enough for a display. Results use the
             # lab's.
