@@ -162,8 +162,7 @@ def main(argv: list[str]) -> int:
     finally:
         screen.close()
         hosts.close()
-    records = [r for r in demo.records if r.failed or r.steps]
-    code = finish(options.out, head, records, stdout) if records else 1
+    code = finish(options.out, head, demo.records, stdout) if demo.records else 1
     return 130 if interrupted else code
 
 

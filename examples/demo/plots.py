@@ -99,8 +99,10 @@ def _legend(figure: Figure, records: list[RunRecord], colour: dict[str, str]) ->
 
 def _bars(axes: Axes, task: list[RunRecord], colour: dict[str, str]) -> None:
     """Horizontal bars of step ÷ bound on a log axis, a block of bars a link."""
+    title = task[0].task_title
     position, ticks, names = 0.0, [], []
-    highest = max(r.over_bound for r in task)
+    task = [r for r in task if r.bound_ms]
+    highest = max((r.over_bound for r in task), default=1.0)
     for link in groups(task, "link"):
         for record in link:
             axes.barh(
@@ -138,7 +140,7 @@ def _bars(axes: Axes, task: list[RunRecord], colour: dict[str, str]) -> None:
     axes.grid(axis="y", visible=False)
     axes.axvline(1.0, color="#999999", linestyle="--", linewidth=1.2)
     axes.set_xlabel("step time ÷ bound step (1 = free communication)")
-    axes.set_title(f"{task[0].task_title}: step time")
+    axes.set_title(f"{title}: step time")
 
 
 def _curves(

@@ -108,6 +108,8 @@ class WorkerPool:
         self._folder = tempfile.TemporaryDirectory(prefix="tw-demo-")
         self._processes: list[subprocess.Popen[Any]] = []
         self._channels: list[_Channel] = []
+        self._idle = True
+        """No command is being carried out, so workers will read the next one."""
         self._logs: list[Path] = []
         try:
             self._start()
@@ -190,6 +192,7 @@ class WorkerPool:
     ) -> list[Message]:
         """Send a command to all and collect the answers, by rank. The time limit restarts with
         every message."""
+        self._idle = False
         self._broadcast({"command": command, **arguments})
         answers: dict[int, Message] = {}
         failures: list[str] = []
@@ -207,6 +210,7 @@ class WorkerPool:
                     )
                 for key, _ in ready:
                     failures += self._take(key.data, answers, on_event)
+        self._idle = True
         if failures:
             raise WorkerError(
                 failures[0], usable=command == "open" and len(failures) == len(answers)
@@ -290,8 +294,8 @@ class WorkerPool:
         for channel in self._channels:
             channel.socket.close()
         self._channels = []
-        steps: list[Callable[[subprocess.Popen[Any]], None]] = [_leave, _terminate, _kill]
-        for end in steps:
+        ends: list[Callable[[subprocess.Popen[Any]], None]] = [_leave, _terminate, _kill]
+        for end in ends if self._idle else ends[1:]:
             for process in self._processes:
                 if process.poll() is None:
                     end(process)

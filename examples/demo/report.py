@@ -69,7 +69,7 @@ def caption(records: list[RunRecord]) -> str:
     seconds = max(r.seconds for r in records)
     return (
         f"{first.workload}; {first.hosts} hosts, {link_text(first.link)}; "
-        f"bound step {bound:.0f} ms; "
+        f"bound step {f'{bound:.0f} ms' if bound else 'not measured'}; "
         f"{seconds:.0f} s a run; target: {target_text(first)}; MB sent by each host"
     )
 

@@ -68,11 +68,13 @@ class Demo:
                 self._pool.close()
 
     def _run_link(self, task: type[Task], link: str) -> None:
-        bounds = [self._bound(task, link)]
-        group = [self._run_method(task, link, method) for method in self.options.methods]
-        bounds.append(self._bound(task, link))
-        measured = [b for b in bounds if b]
-        for record in group:
+        before = self._bound(task, link)
+        first = len(self.records)
+        for method in self.options.methods:
+            self._run_method(task, link, method, before)
+        after = self._bound(task, link)
+        measured = [bound for bound in (before, after) if bound]
+        for record in self.records[first:]:
             record.bound_ms = sum(measured) / len(measured) if measured else 0.0
 
     def _workers(self) -> WorkerPool:
@@ -107,7 +109,8 @@ class Demo:
         finally:
             self.screen.end()
 
-    def _run_method(self, task: type[Task], link: str, method: str) -> RunRecord:
+    def _run_method(self, task: type[Task], link: str, method: str, bound_ms: float) -> None:
+        """Measure one method; its record is kept unless the user interrupts."""
         metric = task.metric
         record = RunRecord(
             task=task.name,
@@ -122,17 +125,16 @@ class Demo:
             unit=metric.unit,
             higher_is_better=metric.higher_is_better,
             target=metric.target,
+            bound_ms=bound_ms,
         )
-        self.records.append(record)
         self.screen.begin(Current(task.title, link, record.label, self.options.seconds))
         try:
             self._measure(task, method, record)
         except WorkerError as error:
             record.failed = str(error)
             self._fail(error)
-        finally:
-            self.screen.end(record)
-        return record
+        self.records.append(record)
+        self.screen.end(record)
 
     def _measure(self, task: type[Task], method: str, record: RunRecord) -> None:
         pool = self._workers()
