@@ -31,33 +31,44 @@ std::uint64_t load_tail(const std::byte* data, std::size_t bytes) {
   return word;
 }
 
-// Bits in, whole words out; the last bytes by finish(). Writes nothing beyond the bits put.
+// Bits in, whole bytes out, the last one by finish().
 class BitWriter {
  public:
+  // Fewer than 8 bits wait in word_, so that this many more fit.
+  static constexpr int kEarlyBits = 56;
+
   explicit BitWriter(std::byte* out) : begin_(out), out_(out) {}
 
-  // length in [0, 63]; bits above it are zero.
+  // length in [0, kEarlyBits]; bits above it are zero. Stores nothing beyond the bits put.
   void put(std::uint64_t bits, int length) {
     word_ |= bits << fill_;
-    const int fill = fill_ + length;
-    if (fill < 64) {
-      fill_ = fill;
-      return;
-    }
+    fill_ += length;
+    const auto bytes = static_cast<std::size_t>(fill_ / 8);
+    std::memcpy(out_, &word_, bytes);
+    advance();
+  }
+
+  // The same, but stores a whole word: only where more bits than that are yet to come.
+  void put_early(std::uint64_t bits, int length) {
+    word_ |= bits << fill_;
+    fill_ += length;
     std::memcpy(out_, &word_, sizeof word_);
-    out_ += sizeof word_;
-    // fill_ is at least 1 here, since length <= 63.
-    word_ = bits >> (64 - fill_);
-    fill_ = fill - 64;
+    advance();
   }
 
   std::size_t finish() {
-    const auto bytes = static_cast<std::size_t>((fill_ + 7) / 8);
-    std::memcpy(out_, &word_, bytes);
-    return static_cast<std::size_t>(out_ - begin_) + bytes;
+    if (fill_ > 0) std::memcpy(out_, &word_, 1);
+    return static_cast<std::size_t>(out_ - begin_) + (fill_ > 0 ? 1 : 0);
   }
 
  private:
+  void advance() {
+    out_ += fill_ / 8;
+    // fill_ is below 64.
+    word_ >>= fill_ & ~7;
+    fill_ &= 7;
+  }
+
   std::byte* begin_;
   std::byte* out_;
   std::uint64_t word_ = 0;
@@ -67,17 +78,27 @@ class BitWriter {
 std::size_t write_gaps(int parameter, std::span<const std::uint32_t> indices, std::byte* out) {
   BitWriter writer(out);
   const std::uint64_t mask = (std::uint64_t{1} << parameter) - 1;
-  const auto longest_quotient = static_cast<std::uint64_t>(62 - parameter);
   std::uint64_t lowest = 0;
-  for (const std::uint32_t index : indices) {
-    const std::uint64_t gap = index - lowest;
-    lowest = std::uint64_t{index} + 1;
+  // As long as the entries left take another word at least, whole words may be stored early.
+  const std::size_t tail =
+      std::min(indices.size(), kWordBits / static_cast<std::size_t>(parameter + 1) + 1);
+  const std::size_t early = indices.size() - tail;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    const std::uint64_t gap = indices[i] - lowest;
+    lowest = std::uint64_t{indices[i]} + 1;
     std::uint64_t quotient = gap >> parameter;
-    for (; quotient > longest_quotient; quotient -= std::min<std::uint64_t>(quotient, 32)) {
-      writer.put(0, static_cast<int>(std::min<std::uint64_t>(quotient, 32)));
+    const std::uint64_t code = ((gap & mask) << 1) | 1;
+    const auto length = static_cast<int>(std::min<std::uint64_t>(quotient, 64)) + 1 + parameter;
+    if (i < early && length <= BitWriter::kEarlyBits) [[likely]] {
+      writer.put_early(code << quotient, length);
+      continue;
     }
-    const std::uint64_t code = (((gap & mask) << 1) | 1) << quotient;
-    writer.put(code, static_cast<int>(quotient) + 1 + parameter);
+    while (quotient + static_cast<std::uint64_t>(parameter) + 1 > BitWriter::kEarlyBits) {
+      const std::uint64_t zeros = std::min<std::uint64_t>(quotient, 16);
+      writer.put(0, static_cast<int>(zeros));
+      quotient -= zeros;
+    }
+    writer.put(code << quotient, static_cast<int>(quotient) + 1 + parameter);
   }
   return writer.finish();
 }
@@ -124,13 +145,12 @@ TopKIndexReader::TopKIndexReader(bool bitmap, int parameter, std::int64_t n, std
       parameter_(parameter),
       n_(static_cast<std::uint64_t>(n)),
       left_(static_cast<std::uint64_t>(count)),
-      data_(bytes.data()),
-      end_(bytes.data() + bytes.size()) {
+      bits_{.data = bytes.data(), .end = bytes.data() + bytes.size()} {
   if (count < 0 || count > n) corrupt("more entries than elements");
   if (bitmap) {
     const std::uint64_t size = (n_ + 7) / 8;
     if (left_ > 0 && bytes.size() < size) corrupt("bitmap cut short");
-    end_ = data_ + std::min<std::uint64_t>(size, bytes.size());
+    bits_.end = bits_.data + std::min<std::uint64_t>(size, bytes.size());
   } else if (parameter < 0 || parameter > kMaxParameter) {
     corrupt("gap parameter out of range");
   }
@@ -143,93 +163,100 @@ std::size_t TopKIndexReader::next(std::span<std::uint32_t> out) {
 }
 
 // At least 56 bits ahead, or all there are.
-void TopKIndexReader::refill() {
-  if (end_ - data_ >= 8) {
-    buffer_ |= load_word(data_) << buffered_;
-    const int bytes = (63 - buffered_) / 8;
-    data_ += bytes;
-    buffered_ += 8 * bytes;
-    // Bits of the word above `buffered_` are in the buffer too; the next refill ors the same again.
+void TopKIndexReader::Bits::refill() {
+  if (end - data >= 8) [[likely]] {
+    // Bits of the word above `buffered` are in the buffer too; the next refill ors the same again.
+    buffer |= load_word(data) << buffered;
+    const int bytes = (63 - buffered) / 8;
+    data += bytes;
+    buffered += 8 * bytes;
     return;
   }
-  while (buffered_ <= 56 && data_ < end_) {
-    buffer_ |= static_cast<std::uint64_t>(*data_++) << buffered_;
-    buffered_ += 8;
+  while (buffered <= 56 && data < end) {
+    buffer |= static_cast<std::uint64_t>(*data++) << buffered;
+    buffered += 8;
   }
 }
 
-std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
-  const std::uint64_t mask = (std::uint64_t{1} << parameter_) - 1;
-  for (std::uint32_t& index : out) {
-    // 32 bits hold most entries; a refill gives at least 56.
-    if (buffered_ < 32) refill();
-    int quotient = std::countr_zero(buffer_);
-    int length = quotient + 1 + parameter_;
-    if (length > buffered_) [[unlikely]] {
-      refill();
-      quotient = std::countr_zero(buffer_);
-      length = quotient + 1 + parameter_;
-    }
-    std::uint64_t gap = 0;
-    if (length <= std::min(buffered_, 63)) [[likely]] {
-      gap =
-          (static_cast<std::uint64_t>(quotient) << parameter_) | (buffer_ >> quotient >> 1 & mask);
-      buffer_ >>= length;
-      buffered_ -= length;
-    } else {
-      gap = read_long_gap();
-    }
-    const std::uint64_t at = position_ + gap;
-    if (at >= n_) corrupt("index beyond the tensor");
-    index = static_cast<std::uint32_t>(at);
-    position_ = at + 1;
+// count in [0, 32].
+std::uint64_t TopKIndexReader::Bits::take(int count) {
+  if (buffered < count) refill();
+  if (buffered < count) corrupt("gaps cut short");
+  const std::uint64_t value = buffer & ((std::uint64_t{1} << count) - 1);
+  buffer >>= count;
+  buffered -= count;
+  return value;
+}
+
+// Any gap, the quotient bit by bit, so that a hostile one ends at n.
+std::uint64_t TopKIndexReader::read_gap(Bits& bits) const {
+  std::uint64_t quotient = 0;
+  while (bits.take(1) == 0) {
+    ++quotient;
+    if (quotient << parameter_ >= n_) corrupt("gap beyond the tensor");
   }
+  return (quotient << parameter_) | bits.take(parameter_);
+}
+
+std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
+  Bits bits = bits_;
+  std::uint64_t position = position_;
+  const int parameter = parameter_;
+  const std::uint64_t mask = (std::uint64_t{1} << parameter) - 1;
+  // A code's length is about parameter + 2.5 in the mean: so many nearly always fit into 56 bits.
+  const auto group = static_cast<std::size_t>(std::max(1, 56 / (parameter + 4)));
+  for (std::size_t first = 0; first < out.size(); first += group) {
+    bits.refill();
+    for (std::uint32_t& index : out.subspan(first, std::min(group, out.size() - first))) {
+      const int quotient = std::countr_zero(bits.buffer);
+      const int length = quotient + 1 + parameter;
+      std::uint64_t gap = 0;
+      if (length <= std::min(bits.buffered, 63)) [[likely]] {
+        gap = (static_cast<std::uint64_t>(quotient) << parameter) |
+              (bits.buffer >> quotient >> 1 & mask);
+        bits.buffer >>= length;
+        bits.buffered -= length;
+      } else {
+        gap = read_gap(bits);
+      }
+      position += gap;
+      if (position >= n_) [[unlikely]]
+        corrupt("index beyond the tensor");
+      index = static_cast<std::uint32_t>(position++);
+    }
+  }
+  bits_ = bits;
+  position_ = position;
   left_ -= out.size();
-  if (left_ == 0 && (buffer_ & ((std::uint64_t{1} << (buffered_ % 8)) - 1)) != 0) {
+  if (left_ == 0 && (bits.buffer & ((std::uint64_t{1} << (bits.buffered % 8)) - 1)) != 0) {
     corrupt("bits after the last gap");
   }
   return out.size();
 }
 
-// A code longer than the buffer: the quotient bit by bit, so that a hostile one ends at n.
-std::uint64_t TopKIndexReader::read_long_gap() {
-  const auto take = [this](int bits) {
-    if (buffered_ < bits) refill();
-    if (buffered_ < bits) corrupt("gaps cut short");
-    const std::uint64_t value = buffer_ & ((std::uint64_t{1} << bits) - 1);
-    buffer_ >>= bits;
-    buffered_ -= bits;
-    return value;
-  };
-  std::uint64_t quotient = 0;
-  while (take(1) == 0) {
-    ++quotient;
-    if (quotient << parameter_ >= n_) corrupt("gap beyond the tensor");
-  }
-  return (quotient << parameter_) | take(parameter_);
-}
-
 std::size_t TopKIndexReader::next_bits(std::span<std::uint32_t> out) {
+  Bits bits = bits_;
   for (std::uint32_t& index : out) {
-    while (buffer_ == 0) {
-      if (data_ == end_) corrupt("fewer bits than entries");
-      const auto bytes = std::min<std::size_t>(8, static_cast<std::size_t>(end_ - data_));
-      buffer_ = bytes == 8 ? load_word(data_) : load_tail(data_, bytes);
-      data_ += bytes;
+    while (bits.buffer == 0) {
+      if (bits.data == bits.end) corrupt("fewer bits than entries");
+      const auto bytes = std::min<std::size_t>(8, static_cast<std::size_t>(bits.end - bits.data));
+      bits.buffer = bytes == 8 ? load_word(bits.data) : load_tail(bits.data, bytes);
+      bits.data += bytes;
       position_ += kWordBits;
     }
     const std::uint64_t at =
-        position_ - kWordBits + static_cast<std::uint64_t>(std::countr_zero(buffer_));
+        position_ - kWordBits + static_cast<std::uint64_t>(std::countr_zero(bits.buffer));
     if (at >= n_) corrupt("bit beyond the tensor");
     index = static_cast<std::uint32_t>(at);
-    buffer_ &= buffer_ - 1;
+    bits.buffer &= bits.buffer - 1;
   }
   left_ -= out.size();
   if (left_ == 0) {
-    bool zero = buffer_ == 0;
-    for (; zero && data_ != end_; ++data_) zero = *data_ == std::byte{0};
+    bool zero = bits.buffer == 0;
+    for (; zero && bits.data != bits.end; ++bits.data) zero = *bits.data == std::byte{0};
     if (!zero) corrupt("more bits than entries");
   }
+  bits_ = bits;
   return out.size();
 }
 

@@ -38,8 +38,16 @@ class TopKIndexReader {
   std::size_t next(std::span<std::uint32_t> out);
 
  private:
-  void refill();
-  std::uint64_t read_long_gap();
+  // Bits read ahead. A copy of its own lets a loop keep it in registers.
+  struct Bits {
+    std::uint64_t buffer = 0;  // the next bit lowest
+    int buffered = 0;          // how many
+    const std::byte* data = nullptr;
+    const std::byte* end = nullptr;
+    void refill();
+    std::uint64_t take(int count);
+  };
+  std::uint64_t read_gap(Bits& bits) const;
   std::size_t next_gaps(std::span<std::uint32_t> out);
   std::size_t next_bits(std::span<std::uint32_t> out);
 
@@ -48,10 +56,7 @@ class TopKIndexReader {
   std::uint64_t n_;
   std::uint64_t left_;          // indices not yet handed out
   std::uint64_t position_ = 0;  // gaps: the lowest index that may come next; bitmap: word's first
-  std::uint64_t buffer_ = 0;    // bits read ahead, the next one lowest
-  int buffered_ = 0;            // how many of them
-  const std::byte* data_;
-  const std::byte* end_;
+  Bits bits_;
 };
 
 }  // namespace thinwire

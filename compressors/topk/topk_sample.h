@@ -16,7 +16,7 @@ std::size_t sample_capacity(std::int64_t n, std::int64_t k);
 
 // Bits of a magnitude that about candidates.keep + deviations * (the estimate's standard deviation)
 // of the scanned entries reach, from a stratified sample of whole cache lines (Lin et al. 2018
-// sample 0.1 to 1 %; here as many as give an expected 64 in the sample). 1, that is everything but
+// sample 0.1 to 1 %; here as many as give an expected 32 in the sample). 1, that is everything but
 // zeros, for small tensors. `candidates` lends its arrays and is unchanged. The same on every
 // target.
 std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates, double deviations,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <bit>
 
@@ -10,30 +11,34 @@ std::uint32_t magnitude(float value) {
   return std::bit_cast<std::uint32_t>(value) & kMagnitudeMask;
 }
 
-// The rank-th largest magnitude (rank >= 1) by three passes of a radix histogram over the 31 bits:
-// linear for any input. `above` becomes how many are larger.
+// The rank-th largest magnitude (rank >= 1) by a histogram over the range the magnitudes span, then
+// over the bin that holds it: at most three passes, linear for any input. `above` becomes how many
+// are larger.
 std::uint32_t select_magnitude(std::span<const float> values, std::size_t rank,
                                std::size_t& above) {
-  constexpr std::array<int, 3> kShift = {20, 10, 0};
-  constexpr std::array<std::uint32_t, 3> kBins = {2048, 1024, 1024};
-  std::uint32_t prefix = 0;  // the bits settled so far, in place
-  above = 0;
-  for (std::size_t level = 0; level < kShift.size(); ++level) {
-    std::array<std::uint32_t, 2048 + 1> histogram = {};
-    const int shift = kShift[level];
-    const std::uint32_t settled = level == 0 ? 0 : ~((1U << kShift[level - 1]) - 1);
-    const std::uint32_t bins = kBins[level];
-    for (const float value : values) {
-      const std::uint32_t bits = magnitude(value);
-      const std::uint32_t bin = (bits >> shift) & (bins - 1);
-      // Those outside the prefix are counted where nobody looks.
-      ++histogram[(bits & settled) == prefix ? bin : bins];
-    }
-    std::uint32_t bin = bins - 1;
-    while (above + histogram[bin] < rank) above += histogram[bin--];
-    prefix |= bin << shift;
+  constexpr int kBinBits = 11;
+  std::uint32_t low = kMagnitudeMask;
+  std::uint32_t high = 0;
+  for (const float value : values) {
+    low = std::min(low, magnitude(value));
+    high = std::max(high, magnitude(value));
   }
-  return prefix;
+  above = 0;
+  for (;;) {
+    std::array<std::uint32_t, std::size_t{1} << kBinBits> histogram = {};
+    const std::uint32_t range = high - low;
+    const int shift = std::max(0, static_cast<int>(std::bit_width(range)) - kBinBits);
+    for (const float value : values) {
+      // Below low it wraps around, and is out of range like what lies above high.
+      const std::uint32_t distance = magnitude(value) - low;
+      if (distance <= range) ++histogram[distance >> shift];
+    }
+    std::uint32_t bin = range >> shift;
+    while (above + histogram[bin] < rank) above += histogram[bin--];
+    low += bin << shift;
+    if (shift == 0) return low;
+    high = std::min(high, low + ((1U << shift) - 1));
+  }
 }
 
 }  // namespace

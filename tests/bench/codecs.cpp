@@ -1,0 +1,351 @@
+// Speed of the codecs on one core, each beside the probe `r = g + r` (two reads and a write) over
+// the same number of elements, measured in turns so that a busy machine slows both.
+//
+//   codecs_bench [--elements N] [--layer N] [--rounds R] [--json FILE] [SPEC...]
+//
+// Two rows a codec: one tensor of --elements (default 250 million fp32, 1 GB), gradient kept; and
+// layers of --layer (default 4,194,304) elements from a set larger than the caches, each layer's
+// gradient zeroed by encode, as a training step does it. Medians, [least, most] over the rounds.
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "compressors/core/simd.h"
+#include "compressors/core/spec.h"
+
+namespace thinwire {
+namespace {
+
+constexpr double kNanoseconds = 1e9;
+constexpr float kWeight = 0.25F;
+// Sets of layers that are cycled through hold at least this much in all: more than any cache.
+constexpr std::size_t kColdBytes = std::size_t{512} << 20;
+
+struct Arguments {
+  std::int64_t elements = 250'000'000;
+  std::int64_t layer = 4'194'304;
+  int rounds = 7;
+  std::string json;
+  std::vector<std::string> specs;
+};
+
+// Zeroed floats or bytes on huge pages where the system gives them, as Memory has them.
+class Buffer {
+ public:
+  explicit Buffer(std::size_t bytes) {
+    constexpr std::size_t kHugePage = std::size_t{2} << 20;
+    const std::size_t padded = (bytes + kHugePage) / kHugePage * kHugePage;
+    data_.reset(static_cast<std::byte*>(std::aligned_alloc(kHugePage, padded)));
+    if (!data_) throw std::bad_alloc();
+    (void)madvise(data_.get(), padded, MADV_HUGEPAGE);
+    std::memset(data_.get(), 0, padded);
+    bytes_ = bytes;
+  }
+  std::span<std::byte> bytes() { return {data_.get(), bytes_}; }
+  std::span<float> floats() {
+    return {reinterpret_cast<float*>(data_.get()), bytes_ / sizeof(float)};
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  std::unique_ptr<std::byte[], Free> data_;
+  std::size_t bytes_ = 0;
+};
+
+// Near-normal: the sum of four bytes of a 64-bit mixer (splitmix64), spread by its low bits.
+void fill_noise(std::span<float> values, std::uint64_t seed) {
+  for (float& value : values) {
+    seed += 0x9E3779B97F4A7C15;
+    std::uint64_t z = seed;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+    std::uint64_t sum = 0;
+    for (int byte = 0; byte < 4; ++byte) sum += z >> (8 * byte + 32) & 255;
+    const double fine = static_cast<double>(z & 0xFFFF) / 65536.0;
+    value = static_cast<float>((static_cast<double>(sum) + fine - 510.5) / 147.8);
+  }
+}
+
+__attribute__((noinline)) void probe(std::span<const float> grad, std::span<float> residual) {
+  const float* g = grad.data();
+  float* r = residual.data();
+  for (std::size_t i = 0; i < grad.size(); ++i) r[i] = g[i] + r[i];
+}
+
+template <typename F>
+double seconds(F&& f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+struct Spread {
+  double median = 0;
+  double least = 0;
+  double most = 0;
+};
+
+Spread spread(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return {.median = values[values.size() / 2], .least = values.front(), .most = values.back()};
+}
+
+// One tensor with all that its encode and the probe beside it touch.
+struct Layer {
+  Buffer grad;
+  Buffer probed;
+  Buffer sum;
+  std::unique_ptr<Memory> memory;
+  std::vector<std::byte> body;
+  std::size_t bytes = 0;  // of the body that the last encode wrote
+
+  Layer(const Codec& codec, std::int64_t n, std::uint64_t seed)
+      : grad(static_cast<std::size_t>(n) * sizeof(float)),
+        probed(static_cast<std::size_t>(n) * sizeof(float)),
+        sum(static_cast<std::size_t>(n) * sizeof(float)),
+        body(codec.payload->slot_bytes(n)) {
+    fill_noise(grad.floats(), seed);
+    fill_noise(probed.floats(), seed + 1);
+    if (codec.options.error_feedback && !codec.payload->traits().lossless) {
+      memory = std::make_unique<Memory>(n, MemoryOptions{.decay = codec.options.decay});
+      memory->restore(probed.floats());
+    }
+  }
+};
+
+struct Row {
+  std::string spec;
+  std::int64_t elements = 0;
+  bool zeroes = false;
+  std::size_t bytes = 0;
+  double kept = 0;
+  Spread probe_s = {};
+  Spread encode_s = {};
+  Spread share = {};
+  Spread accumulate_s = {};
+};
+
+double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, std::int64_t n) {
+  if (!codec.traits().sparse) return static_cast<double>(n);
+  Buffer decoded(static_cast<std::size_t>(n) * sizeof(float));
+  codec.decode({}, body, view(decoded.floats()));
+  const auto values = decoded.floats();
+  return static_cast<double>(values.size()) -
+         static_cast<double>(std::count(values.begin(), values.end(), 0.0F));
+}
+
+Row measure(const Codec& codec, std::int64_t n, std::size_t layers, bool zero, int rounds) {
+  std::vector<Layer> set;
+  for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, n, 2 * i + 1);
+  Buffer workspace(codec.payload->workspace_bytes(n));
+  // Where encode zeroes the gradient, this is what it is filled with again, outside the clock.
+  Buffer fresh(zero ? set[0].grad.bytes().size() : 0);
+  if (zero) std::memcpy(fresh.bytes().data(), set[0].grad.bytes().data(), fresh.bytes().size());
+
+  Row row{.spec = codec.spec, .elements = n, .zeroes = zero};
+  std::vector<double> probes;
+  std::vector<double> encodes;
+  std::vector<double> shares;
+  std::vector<double> accumulates;
+  const auto encode = [&](int round) {
+    double total = 0;
+    for (Layer& layer : set) {
+      const Context ctx{.workspace = workspace.bytes(),
+                        .step = static_cast<std::uint64_t>(round),
+                        .gradient_after = zero ? GradientAfter::kZero : GradientAfter::kKeep};
+      total += seconds([&] {
+        layer.bytes =
+            codec.payload->encode(ctx, view(layer.grad.floats()), layer.memory.get(), layer.body)
+                .bytes;
+      });
+      if (layer.memory) layer.memory->commit();
+    }
+    return total;
+  };
+  const auto run_probe = [&] {
+    double total = 0;
+    for (Layer& layer : set) {
+      total += seconds([&] { probe(layer.grad.floats(), layer.probed.floats()); });
+    }
+    return total;
+  };
+  // The first round warms up pages, clocks and branch predictors and is not counted.
+  for (int round = -1; round < rounds; ++round) {
+    if (zero) {
+      for (Layer& layer : set) {
+        std::memcpy(layer.grad.bytes().data(), fresh.bytes().data(), fresh.bytes().size());
+      }
+    }
+    double probe_s = 0;
+    double encode_s = 0;
+    if (round % 2 == 0) {
+      probe_s = run_probe();
+      encode_s = encode(round);
+    } else {
+      encode_s = encode(round);
+      probe_s = run_probe();
+    }
+    double accumulate_s = 0;
+    for (Layer& layer : set) {
+      const auto body = std::span<const std::byte>(layer.body).first(layer.bytes);
+      accumulate_s +=
+          seconds([&] { codec.payload->accumulate({}, body, kWeight, layer.sum.floats()); });
+    }
+    if (round < 0) {
+      row.bytes = set.back().bytes;
+      row.kept = count_kept(*codec.payload, std::span(set.back().body).first(row.bytes), n);
+      continue;
+    }
+    const auto count = static_cast<double>(layers);
+    probes.push_back(probe_s / count);
+    encodes.push_back(encode_s / count);
+    shares.push_back(probe_s / encode_s);
+    accumulates.push_back(accumulate_s / count);
+  }
+  row.probe_s = spread(probes);
+  row.encode_s = spread(encodes);
+  row.share = spread(shares);
+  row.accumulate_s = spread(accumulates);
+  return row;
+}
+
+double gigabytes_per_s(const Row& row, double s) {
+  return static_cast<double>(row.elements) * sizeof(float) / 1e9 / s;
+}
+
+double bits_per_kept(const Row& row) { return static_cast<double>(row.bytes) * 8 / row.kept; }
+
+void print(const Row& row) {
+  std::printf("%-24s %10lld %5s  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f  %11zu %7.2f\n",
+              row.spec.c_str(), static_cast<long long>(row.elements), row.zeroes ? "zero" : "keep",
+              gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
+              row.share.median, row.share.least, row.share.most,
+              gigabytes_per_s(row, row.accumulate_s.median),
+              row.accumulate_s.median * kNanoseconds / row.kept, row.bytes, bits_per_kept(row));
+  std::fflush(stdout);
+}
+
+std::string json(const Row& row) {
+  const auto field = [](const char* key, const Spread& s) {
+    return std::string(",\"") + key + "\":[" + std::to_string(s.median * 1e6) + "," +
+           std::to_string(s.least * 1e6) + "," + std::to_string(s.most * 1e6) + "]";
+  };
+  return "{\"spec\":\"" + row.spec + "\",\"elements\":" + std::to_string(row.elements) +
+         ",\"gradient_after\":\"" + (row.zeroes ? "zero" : "keep") +
+         "\",\"bytes\":" + std::to_string(row.bytes) +
+         ",\"bits_per_kept\":" + std::to_string(bits_per_kept(row)) +
+         field("probe_us", row.probe_s) + field("encode_us", row.encode_s) +
+         field("accumulate_us", row.accumulate_s) + ",\"share\":[" +
+         std::to_string(row.share.median) + "," + std::to_string(row.share.least) + "," +
+         std::to_string(row.share.most) + "]}";
+}
+
+std::string machine() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown processor";
+}
+
+std::int64_t number(std::string_view name, std::string_view text) {
+  std::int64_t value = 0;
+  const auto end = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (end.ptr != text.data() + text.size() || value <= 0) {
+    throw InvalidArgument(std::string(name) + " " + std::string(text) +
+                          ": expected a whole number above 0");
+  }
+  return value;
+}
+
+Arguments parse(std::span<char*> words) {
+  Arguments arguments;
+  for (std::size_t i = 1; i < words.size(); ++i) {
+    const std::string_view word = words[i];
+    if (!word.starts_with("--")) {
+      arguments.specs.emplace_back(word);
+      continue;
+    }
+    if (i + 1 == words.size()) throw InvalidArgument(std::string(word) + ": expected a value");
+    const std::string_view value = words[++i];
+    if (word == "--elements") {
+      arguments.elements = number(word, value);
+    } else if (word == "--layer") {
+      arguments.layer = number(word, value);
+    } else if (word == "--rounds") {
+      arguments.rounds = static_cast<int>(number(word, value));
+    } else if (word == "--json") {
+      arguments.json = value;
+    } else {
+      throw InvalidArgument(std::string(word) +
+                            ": expected --elements, --layer, --rounds, --json or a codec's spec");
+    }
+  }
+  if (arguments.specs.empty()) {
+    arguments.specs = {"topk:0.001", "topk:0.001,values=q8", "topk:0.01,values=q8", "q4", "q8",
+                       "bf16"};
+  }
+  return arguments;
+}
+
+void run(std::span<char*> words) {
+  const Arguments arguments = parse(words);
+  std::string command;
+  for (const char* word : words) command += std::string(command.empty() ? "" : " ") + word;
+  std::vector<Codec> codecs;
+  for (const std::string& spec : arguments.specs) {
+    codecs.push_back(make_codec(spec));
+    if (!codecs.back().payload) {
+      throw InvalidArgument(spec + ": expected a codec that makes payloads");
+    }
+  }
+  std::printf("# machine: %s, one core\n# compiler: %s\n# SIMD target: %s\n# command: %s\n",
+              machine().c_str(), TW_COMPILER, simd_target().c_str(), command.c_str());
+  std::printf(
+      "# GB/s of fp32 gradient; share: probe time / encode time, pairs in turns, median "
+      "[least, most] of %d\n",
+      arguments.rounds);
+  std::printf("# %-22s %10s %5s  %7s %7s  %-18s  %8s %8s  %11s %7s\n", "codec", "elements", "grad",
+              "probe", "encode", "share", "add GB/s", "ns/kept", "bytes", "bits");
+  std::ofstream lines;
+  if (!arguments.json.empty()) lines.open(arguments.json);
+  const std::size_t layers =
+      kColdBytes / (static_cast<std::size_t>(arguments.layer) * sizeof(float)) + 1;
+  for (const Codec& codec : codecs) {
+    for (const bool layered : {false, true}) {
+      const Row row = layered ? measure(codec, arguments.layer, std::min<std::size_t>(layers, 64),
+                                        true, arguments.rounds)
+                              : measure(codec, arguments.elements, 1, false, arguments.rounds);
+      print(row);
+      if (lines.is_open()) lines << json(row) << '\n';
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thinwire
+
+int main(int argc, char** argv) {
+  try {
+    thinwire::run({argv, static_cast<std::size_t>(argc)});
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "codecs_bench: %s\n", error.what());
+    return 2;
+  }
+}
