@@ -33,7 +33,9 @@ from examples.demo.runner import (
     METHODS,
     QUICK_LINKS,
     QUICK_METHODS,
+    QUICK_SECONDS,
     QUICK_TASKS,
+    SECONDS,
     Demo,
     Options,
 )
@@ -67,7 +69,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--method", action="append", help=f"repeatable; default: {' '.join(METHODS)}"
     )
     parser.add_argument("--hosts", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=12.0, help="wall time of each run")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"wall time of each run; default: {SECONDS:g}, with --quick {QUICK_SECONDS:g}",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("out/demo"), help="folder for what is written"
     )
@@ -84,6 +90,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(str(error))
     if arguments.loopback and arguments.rate:
         parser.error("--loopback has no link speed, so --rate cannot be given with it")
+    if arguments.seconds is not None and arguments.seconds <= 0:
+        parser.error(f"--seconds {arguments.seconds:g}: more than 0 is needed")
     if arguments.hosts < 2:
         parser.error(f"--hosts {arguments.hosts}: at least 2 hosts are needed to exchange anything")
     return arguments
@@ -97,7 +105,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         links=[LOOPBACK] if arguments.loopback else links,
         methods=arguments.method or (QUICK_METHODS if quick else METHODS),
         hosts=arguments.hosts,
-        seconds=arguments.seconds,
+        seconds=arguments.seconds or (QUICK_SECONDS if quick else SECONDS),
         out=arguments.out,
     )
 

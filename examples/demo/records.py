@@ -37,6 +37,8 @@ class RunRecord:
     label: str
     hosts: int
     parameters: int = 0
+    budget_s: float = 0.0
+    """Wall time that the run was given; no step is started that would end after it."""
     seconds: float = 0.0
     warm_steps: int = 0
     steps: int = 0

@@ -66,11 +66,10 @@ def caption(records: list[RunRecord]) -> str:
     """What the runs of one task and link have in common."""
     first = records[0]
     bound = next((r.bound_ms for r in records if r.bound_ms), 0.0)
-    seconds = max(r.seconds for r in records)
     return (
         f"{first.workload}; {first.hosts} hosts, {link_text(first.link)}; "
         f"bound step {f'{bound:.0f} ms' if bound else 'not measured'}; "
-        f"{seconds:.0f} s a run; target: {target_text(first)}; MB sent by each host"
+        f"{first.budget_s:.0f} s a run; target: {target_text(first)}; MB sent by each host"
     )
 
 

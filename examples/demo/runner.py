@@ -18,11 +18,11 @@ METHODS = [
     "fp16",
     "powersgd:1",
     "thinwire:topk:0.01,values=q8",
-    "thinwire:topk:0.001,values=q8",
     "thinwire:q4",
 ]
 LINKS = ["1gbit", "100mbit"]
 QUICK_TASKS, QUICK_LINKS = ["mnist"], ["100mbit"]
+SECONDS, QUICK_SECONDS = 12.0, 8.0
 QUICK_METHODS = ["none", "powersgd:1", "thinwire:topk:0.01,values=q8"]
 WARM_STEPS = 3
 """Untimed steps of every method: DDP rebuilds its buckets, PowerSGD makes its two mandatory dense
@@ -120,6 +120,7 @@ class Demo:
             method=method,
             label=label(method),
             hosts=self.hosts.count,
+            budget_s=self.options.seconds,
             warm_steps=WARM_STEPS,
             metric=metric.name,
             unit=metric.unit,

@@ -112,7 +112,7 @@ class MnistMlp(Task):
     title = "MNIST MLP"
     workload = "MNIST MLP 784-2048-2048-10, 5.82 M parameters, batch 32 a host"
     metric = Metric("accuracy", "%", True, 90.0)
-    eval_every_s = 0.75
+    eval_every_s = 1.0
     batch = 32
     train_images = 4000
 
@@ -202,7 +202,7 @@ class CharLstm(Task):
     title = "char LSTM"
     workload = "char LSTM 2x650, King James text, 5.46 M parameters, 64 steps, batch 4 a host"
     metric = Metric("perplexity", "", False, 20.0)
-    eval_every_s = 2.0
+    eval_every_s = 2.4
     batch = 4
     window = 64
     held_out_windows = 64

@@ -69,6 +69,7 @@ def test_two_hosts_from_end_to_end_with_a_method_that_fails(tmp_path):
     [
         (["--method", "nonsense"], "unknown method 'nonsense'"),
         (["--hosts", "1"], "at least 2 hosts"),
+        (["--seconds", "0"], "more than 0"),
         (["--loopback", "--rate", "1gbit"], "--rate cannot be given"),
         (["--task", "imagenet"], "invalid choice"),
     ],
