@@ -271,15 +271,14 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  // Open MPI's in-place MPI_Iallreduce: a binomial tree to rank 0 and back. Every rank but 0 sends
-  // its data up once; on the way down rank r sends to each child.
+  // Open MPI's in-place MPI_Iallreduce: a binomial tree to rank 0, to which every other rank sends
+  // its data once, and another one back, in which rank r has the children r + 2^k for all 2^k > r.
   std::uint64_t binomial_wire_bytes(std::size_t bytes) const {
     std::uint64_t messages = rank_ == 0 ? 0 : 1;
     for (int bit = 1; bit < size_; bit *= 2) {
-      const bool parent = (rank_ & (2 * bit - 1)) == 0;
-      messages += parent && rank_ + bit < size_ ? 1 : 0;
+      messages += bit > rank_ && rank_ + bit < size_ ? 1 : 0;
     }
-    return size_ == 1 ? 0 : messages_wire_bytes(messages, bytes, {.header = kHeaderBytes});
+    return messages_wire_bytes(messages, bytes, {.header = kHeaderBytes});
   }
 
   MpiOptions options_;

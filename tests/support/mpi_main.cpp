@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "compressors/core/simd.h"
 
@@ -14,11 +15,13 @@ namespace {
 class FailuresOnly : public ::testing::EmptyTestEventListener {
  public:
   explicit FailuresOnly(int rank) : rank_(rank) {}
+  void OnTestStart(const ::testing::TestInfo& test) override {
+    test_ = std::string(test.test_suite_name()) + "." + test.name();
+  }
+  // GoogleTest holds its lock here: nothing may be asked of it.
   void OnTestPartResult(const ::testing::TestPartResult& result) override {
     if (result.failed()) {
-      const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-      std::fprintf(stderr, "rank %d: %s.%s\n%s:%d\n%s\n", rank_,
-                   test != nullptr ? test->test_suite_name() : "", test ? test->name() : "",
+      std::fprintf(stderr, "rank %d: %s\n%s:%d\n%s\n", rank_, test_.c_str(),
                    result.file_name() != nullptr ? result.file_name() : "", result.line_number(),
                    result.message());
     }
@@ -26,6 +29,7 @@ class FailuresOnly : public ::testing::EmptyTestEventListener {
 
  private:
   int rank_;
+  std::string test_;
 };
 
 }  // namespace
