@@ -1,0 +1,327 @@
+#include "integrations/torch/csrc/c10d_communicator.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <torch/csrc/distributed/c10d/Types.hpp>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <utility>
+
+#include "comm/wire_bytes.h"
+
+namespace thinwire {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Tags of messages are below it, far more than can be in flight.
+constexpr int kUnusedTags = 1 << 20;
+
+// Gloo puts a preamble before each message; the receiver and the sender each send one alone to say
+// that they are ready.
+constexpr std::uint64_t kPreambleBytes = 48;
+constexpr MessageFraming kGlooFraming{
+    .header = kPreambleBytes, .control_bytes = 2 * kPreambleBytes, .control_messages = 2};
+
+// Gloo's ring cuts the data into segments of at most 1 MiB, at least two a rank.
+std::uint64_t gloo_allreduce_wire_bytes(std::uint64_t bytes, int size) {
+  const auto ranks = static_cast<std::uint64_t>(size);
+  if (size < 2 || bytes == 0) {
+    return 0;
+  }
+  const std::uint64_t segments = std::max(((bytes >> 20U) + ranks) / ranks, std::uint64_t{2});
+  return messages_wire_bytes(2 * (ranks - 1) * segments,
+                             (bytes + ranks * segments - 1) / (ranks * segments), kGlooFraming);
+}
+
+at::Tensor bytes_tensor(std::span<const std::byte> bytes) {
+  return at::from_blob(const_cast<std::byte*>(bytes.data()),
+                       {static_cast<std::int64_t>(bytes.size())}, at::TensorOptions(at::kByte));
+}
+
+std::string failure(const char* what, int rank, bool late, const char* cause) {
+  return std::string(what) + " on rank " + std::to_string(rank) +
+         (late ? " did not finish before the deadline" : std::string(" failed: ") + cause);
+}
+
+milliseconds until(Deadline deadline) {
+  const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
+  return std::max(left, milliseconds(1));  // c10d reads 0 as "no timeout"
+}
+
+// What the roll call has found; shared with a thread that may outlive the communicator, since a
+// store whose host is stuck never returns.
+struct RollCall {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<char> present;
+  bool store_answers = false;
+  bool finished = false;
+};
+
+std::string roll_call_key(int rank) { return "present/" + std::to_string(rank); }
+
+void look_for_peers(const c10::intrusive_ptr<c10d::Store>& store, int rank, Deadline end,
+                    const std::shared_ptr<RollCall>& call) {
+  try {
+    store->set(roll_call_key(rank), "1");
+    std::vector<char> present(call->present.size(), 0);
+    for (;;) {
+      std::size_t found = 0;
+      for (std::size_t peer = 0; peer < present.size(); ++peer) {
+        if (!present[peer]) {
+          present[peer] = store->check({roll_call_key(static_cast<int>(peer))});
+        }
+        found += present[peer] ? 1 : 0;
+      }
+      {
+        const std::lock_guard lock(call->mutex);
+        call->present = present;
+        call->store_answers = true;
+      }
+      if (found == present.size() || Clock::now() >= end) {
+        break;
+      }
+      std::this_thread::sleep_for(milliseconds(20));
+    }
+  } catch (const std::exception&) {
+    const std::lock_guard lock(call->mutex);
+    call->store_answers = false;
+  }
+  const std::lock_guard lock(call->mutex);
+  call->finished = true;
+  call->changed.notify_all();
+}
+
+}  // namespace
+
+// A collective of the backend's own.
+class C10dCommunicator::WorkTransfer final : public Transfer {
+ public:
+  WorkTransfer(C10dCommunicator& comm, const char* what, c10::intrusive_ptr<c10d::Work> work)
+      : comm_(comm), what_(what), work_(std::move(work)) {}
+
+  // The memory is the caller's: never leave it to a transfer still running. Only after abort() can
+  // one be destroyed undone, and then it ends at once.
+  ~WorkTransfer() override {
+    try {
+      if (!work_->isCompleted()) {
+        work_->wait();
+      }
+    } catch (const std::exception&) {
+    }
+  }
+
+  bool done() override { return work_->isCompleted(); }
+
+  void wait(Deadline deadline) override {
+    try {
+      work_->wait(until(deadline));
+    } catch (const std::exception& error) {
+      const bool late = !work_->isCompleted();
+      comm_.abort();
+      throw TransportError(failure(what_, comm_.rank(), late, error.what()));
+    }
+  }
+
+ private:
+  C10dCommunicator& comm_;
+  const char* what_;
+  c10::intrusive_ptr<c10d::Work> work_;
+};
+
+// One message to and one from each peer, posted on the caller's thread: Gloo serves them on its
+// network thread alone, while its own collectives wake a worker for each step.
+class C10dCommunicator::MeshTransfer final : public Transfer {
+ public:
+  // Block p of `in` goes to rank p (all of `in`, where there is one block), block p of `out` comes
+  // from it.
+  MeshTransfer(C10dCommunicator& comm, const char* what, std::span<const std::byte> in,
+               std::span<std::byte> out)
+      : comm_(comm), what_(what) {
+    const int size = comm.size();
+    const int rank = comm.rank();
+    const std::size_t block = out.size() / static_cast<std::size_t>(size);
+    if (block == 0) {
+      return;
+    }
+    const bool one_block = in.size() == block;
+    const auto block_of = [block](auto bytes, int p) {
+      return bytes.subspan(static_cast<std::size_t>(p) * block, block);
+    };
+    const auto outgoing = [&](int p) { return one_block ? in : block_of(in, p); };
+    const int tag = comm.next_tag();
+    works_.reserve(2 * static_cast<std::size_t>(size - 1));
+    // Receives first: a sender that finds one posted sends at once.
+    for (int i = 1; i < size; ++i) {
+      const int peer = (rank + size - i) % size;
+      std::vector<at::Tensor> tensors{bytes_tensor(block_of(out, peer))};
+      works_.push_back(comm.backend_->recv(tensors, peer, tag));
+    }
+    for (int i = 1; i < size; ++i) {
+      const int peer = (rank + i) % size;
+      std::vector<at::Tensor> tensors{bytes_tensor(outgoing(peer))};
+      works_.push_back(comm.backend_->send(tensors, peer, tag));
+    }
+    std::memmove(block_of(out, rank).data(), outgoing(rank).data(), block);
+  }
+
+  // Gloo cannot be asked whether a message has come without waiting for it.
+  bool done() override { return next_ == works_.size(); }
+
+  void wait(Deadline deadline) override {
+    try {
+      for (; next_ < works_.size(); ++next_) {
+        works_[next_]->wait(until(deadline));
+      }
+    } catch (const std::exception& error) {
+      const bool late = Clock::now() >= deadline;
+      comm_.abort();
+      throw TransportError(failure(what_, comm_.rank(), late, error.what()));
+    }
+  }
+
+ private:
+  C10dCommunicator& comm_;
+  const char* what_;
+  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  std::size_t next_ = 0;
+};
+
+C10dCommunicator::C10dCommunicator(c10::intrusive_ptr<c10d::Backend> backend,
+                                   c10::intrusive_ptr<c10d::Store> store, C10dOptions options)
+    : backend_(std::move(backend)),
+      store_(std::move(store)),
+      options_(options),
+      backend_name_(backend_->getBackendName()),
+      is_gloo_(backend_name_ == "gloo") {}
+
+C10dCommunicator::~C10dCommunicator() {
+  if (aborted_) {
+    std::thread([backend = std::move(backend_)]() mutable { backend.reset(); }).detach();
+  }
+}
+
+CommunicatorTraits C10dCommunicator::traits() const {
+  // Gloo reduces each chunk in ring order at one rank and sends the sum to all.
+  return {.identical_allreduce = is_gloo_, .survives_failure = true};
+}
+
+template <typename Start>
+std::unique_ptr<Transfer> C10dCommunicator::issue(const char* what, Start&& start) {
+  if (aborted_) {
+    throw TransportError(std::string(what) + ": the group was aborted");
+  }
+  try {
+    return start();
+  } catch (const std::exception& error) {
+    abort();
+    throw TransportError(std::string(what) + " on rank " + std::to_string(rank()) +
+                         " could not start: " + error.what());
+  }
+}
+
+std::unique_ptr<Transfer> C10dCommunicator::allreduce_sum(TensorView data) {
+  if (data.dtype != DType::kF32 && data.dtype != DType::kF64) {
+    throw InvalidArgument("allreduce_sum: expected fp32 or fp64, got " +
+                          std::string(thinwire::name(data.dtype)));
+  }
+  sent_bytes_ += gloo_allreduce_wire_bytes(data.bytes(), size());
+  return issue("allreduce", [&] {
+    std::vector<at::Tensor> tensors{at::from_blob(
+        data.data, {data.elements}, data.dtype == DType::kF32 ? at::kFloat : at::kDouble)};
+    return std::make_unique<WorkTransfer>(*this, "allreduce", backend_->allreduce(tensors));
+  });
+}
+
+std::unique_ptr<Transfer> C10dCommunicator::allgather(std::span<const std::byte> in,
+                                                      std::span<std::byte> out) {
+  check_blocks("allgather", in.size() * static_cast<std::size_t>(size()), out.size());
+  sent_bytes_ += allgather_wire_bytes(in.size(), size(), kGlooFraming);
+  return issue("allgather", [&]() -> std::unique_ptr<Transfer> {
+    if (is_gloo_) {
+      return std::make_unique<MeshTransfer>(*this, "allgather", in, out);
+    }
+    at::Tensor input = bytes_tensor(in);
+    at::Tensor output = bytes_tensor(out);
+    return std::make_unique<WorkTransfer>(*this, "allgather",
+                                          backend_->_allgather_base(output, input));
+  });
+}
+
+std::unique_ptr<Transfer> C10dCommunicator::alltoall(std::span<const std::byte> in,
+                                                     std::span<std::byte> out) {
+  check_blocks("alltoall", in.size(), out.size());
+  sent_bytes_ +=
+      alltoall_wire_bytes(in.size() / static_cast<std::size_t>(size()), size(), kGlooFraming);
+  return issue("alltoall", [&]() -> std::unique_ptr<Transfer> {
+    if (is_gloo_) {
+      return std::make_unique<MeshTransfer>(*this, "alltoall", in, out);
+    }
+    at::Tensor input = bytes_tensor(in);
+    at::Tensor output = bytes_tensor(out);
+    std::vector<std::int64_t> equal;
+    return std::make_unique<WorkTransfer>(*this, "alltoall",
+                                          backend_->alltoall_base(output, input, equal, equal));
+  });
+}
+
+void C10dCommunicator::check_blocks(const char* what, std::size_t expected, std::size_t got) const {
+  if (expected != got || got % static_cast<std::size_t>(size()) != 0) {
+    throw InvalidArgument(std::string(what) + " over " + std::to_string(size()) +
+                          " ranks: expected an output of " + std::to_string(expected) +
+                          " bytes in equal blocks, got " + std::to_string(got));
+  }
+}
+
+int C10dCommunicator::next_tag() { return tag_++ % kUnusedTags; }
+
+std::vector<int> C10dCommunicator::roll_call(milliseconds grace) {
+  auto call = std::make_shared<RollCall>();
+  call->present.assign(static_cast<std::size_t>(size()), 0);
+  std::thread([store = store_, rank = rank(), end = Clock::now() + grace, call] {
+    look_for_peers(store, rank, end, call);
+  }).detach();
+
+  std::unique_lock lock(call->mutex);
+  call->changed.wait_for(lock, grace + milliseconds(500), [&] { return call->finished; });
+  if (!call->store_answers) {
+    return options_.store_host >= 0 && options_.store_host != rank()
+               ? std::vector<int>{options_.store_host}
+               : std::vector<int>{};
+  }
+  std::vector<int> missing;
+  for (int peer = 0; peer < size(); ++peer) {
+    if (!call->present[static_cast<std::size_t>(peer)]) {
+      missing.push_back(peer);
+    }
+  }
+  return missing;
+}
+
+void C10dCommunicator::abort() noexcept {
+  if (aborted_.exchange(true)) {
+    return;
+  }
+  try {
+    backend_->abort();
+    if (is_gloo_ && size() > 1) {
+      // Gloo has no abort, but a receive that times out closes all connections of its context, and
+      // contexts (one a network interface) serve tags in turn.
+      constexpr int kContexts = 8;
+      for (int tag = kUnusedTags; tag < kUnusedTags + kContexts; ++tag) {
+        std::vector<at::Tensor> nothing{at::empty({1}, at::kByte)};
+        const auto work = backend_->recv(nothing, (rank() + 1) % size(), tag);
+        try {
+          work->wait(milliseconds(1));
+        } catch (const std::exception&) {
+        }
+      }
+    }
+  } catch (...) {
+  }
+}
+
+}  // namespace thinwire

@@ -1,0 +1,77 @@
+// A thinwire::Communicator over a c10d backend: the transport of PyTorch jobs. The backend is a
+// private one over the group's ranks, made by the Python side; its verbs are called directly on
+// memory wrapped by at::from_blob, without the GIL. Thread safety as communicator.h; owns its share
+// of backend and store, never the memory.
+//
+// Failure: the first failed wait closes the group's connections, so that every peer blocked in it
+// fails at once, too, instead of at its own deadline.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace thinwire {
+
+struct C10dOptions {
+  // The rank of this group whose process serves the store; -1 when none of them does. A store that
+  // does not answer the roll call convicts it.
+  int store_host = -1;
+};
+
+class C10dCommunicator final : public Communicator {
+ public:
+  // `store` holds keys of this group only (a PrefixStore) over a connection of its own.
+  C10dCommunicator(c10::intrusive_ptr<c10d::Backend> backend, c10::intrusive_ptr<c10d::Store> store,
+                   C10dOptions options = {});
+  // After a failure the backend is destroyed on a thread of its own: its destructor waits for
+  // threads that may still be blocked.
+  ~C10dCommunicator() override;
+
+  int rank() const override { return backend_->getRank(); }
+  int size() const override { return backend_->getSize(); }
+  std::string name() const override { return "c10d:" + backend_name_; }
+  CommunicatorTraits traits() const override;
+
+  std::unique_ptr<Transfer> allreduce_sum(TensorView data) override;
+  std::unique_ptr<Transfer> allgather(std::span<const std::byte> in,
+                                      std::span<std::byte> out) override;
+  std::unique_ptr<Transfer> alltoall(std::span<const std::byte> in,
+                                     std::span<std::byte> out) override;
+
+  std::vector<int> roll_call(std::chrono::milliseconds grace) override;
+  void abort() noexcept override;
+  std::uint64_t sent_bytes() const override { return sent_bytes_; }
+
+ private:
+  class WorkTransfer;
+  class MeshTransfer;
+
+  // Runs `start` unless the group has failed; a throw becomes TransportError.
+  template <typename Start>
+  std::unique_ptr<Transfer> issue(const char* what, Start&& start);
+
+  void check_blocks(const char* what, std::size_t expected, std::size_t got) const;
+  int next_tag();
+
+  c10::intrusive_ptr<c10d::Backend> backend_;
+  c10::intrusive_ptr<c10d::Store> store_;
+  C10dOptions options_;
+  std::string backend_name_;
+  bool is_gloo_;
+  int tag_ = 0;
+  std::atomic<bool> aborted_{false};
+  std::atomic<std::uint64_t> sent_bytes_{0};
+};
+
+}  // namespace thinwire

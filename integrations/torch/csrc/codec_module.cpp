@@ -1,0 +1,183 @@
+// Extension module thinwire._codec: one codec on plain memory. Needs no torch. Pointers come from
+// thinwire/_array.py, which keeps the arrays alive and checks dtype, layout and device.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <vector>
+
+#include "comm/policy.h"
+#include "compressors/core/codec.h"
+#include "compressors/core/payload.h"
+#include "compressors/core/spec.h"
+#include "integrations/torch/csrc/error_names.h"
+#include "integrations/torch/csrc/frame.h"
+
+namespace nb = nanobind;
+
+namespace thinwire {
+namespace {
+
+constexpr std::string_view kStream = "array";
+
+class ArrayCodec {
+ public:
+  explicit ArrayCodec(const std::string& spec) : codec_(make_codec(spec)) {
+    if (codec_.linear) {
+      throw NotAvailable("codec '" + codec_.spec +
+                         "' only means something as the mean over ranks, not for one array"
+                         "\nhint: use it in thinwire.torch.compress(), or choose another family");
+    }
+  }
+
+  const std::string& spec() const { return codec_.spec; }
+
+  // Largest frame of an array of this shape, in bytes.
+  std::size_t bound(const std::vector<std::int64_t>& shape, std::int64_t n, DType dtype) const {
+    return frame_header_bytes({.dtype = dtype, .shape = shape, .spec = codec_.spec}) +
+           message_bytes(n, dtype);
+  }
+
+  nb::bytes encode(std::uintptr_t data, const std::vector<std::int64_t>& shape, std::uint8_t dtype,
+                   std::uint8_t kind, std::uintptr_t residual, const std::string& key,
+                   std::uint64_t step) const {
+    FrameHeader header{
+        .dtype = static_cast<DType>(dtype), .kind = kind, .shape = shape, .spec = codec_.spec};
+    std::int64_t n = 1;
+    for (const std::int64_t extent : shape) {
+      n *= extent;
+    }
+    std::vector<std::byte> frame(bound(shape, n, header.dtype));
+    std::size_t size = 0;
+    {
+      const nb::gil_scoped_release no_gil;
+      write_frame(header, frame);
+      const std::size_t begin = frame_header_bytes(header);
+      const TensorView grad{reinterpret_cast<void*>(data), n, header.dtype};
+      size = begin + encode_message(grad, reinterpret_cast<float*>(residual), key, step,
+                                    std::span(frame).subspan(begin));
+    }
+    return nb::bytes(frame.data(), size);
+  }
+
+  void decode(const nb::bytes& bytes, std::size_t message_begin, std::uintptr_t out, std::int64_t n,
+              std::uint8_t dtype, const std::string& key, std::uint64_t step) const {
+    const std::span frame(static_cast<const std::byte*>(bytes.data()), bytes.size());
+    const nb::gil_scoped_release no_gil;
+    const auto message = frame.subspan(message_begin);
+    const TensorView result{reinterpret_cast<void*>(out), n, static_cast<DType>(dtype)};
+    if (codec_.is_none()) {
+      if (message.size() != result.bytes()) {
+        throw CorruptPayload("frame: expected " + std::to_string(result.bytes()) +
+                             " bytes of values, got " + std::to_string(message.size()) +
+                             "\nhint: pass the bytes of encode() unchanged");
+      }
+      std::memcpy(result.data, message.data(), message.size());
+      return;
+    }
+    const PayloadHeader header = open_payload(message, static_cast<std::uint64_t>(n), 0);
+    if (header.codec_id != codec_.family_id) {
+      throw CorruptPayload("message: expected codec id " + std::to_string(codec_.family_id) +
+                           ", got " + std::to_string(header.codec_id) +
+                           "\nhint: decode with the codec that encoded");
+    }
+    std::vector<std::byte> scratch;
+    const Context ctx = context(scratch, n, key, step);
+    codec_.payload->decode(ctx, message.subspan(kPayloadHeaderBytes), result);
+  }
+
+ private:
+  std::size_t message_bytes(std::int64_t n, DType dtype) const {
+    return codec_.is_none() ? static_cast<std::size_t>(n) * size_bytes(dtype)
+                            : kPayloadHeaderBytes + codec_.payload->slot_bytes(n);
+  }
+
+  Context context(std::vector<std::byte>& scratch, std::int64_t n, const std::string& key,
+                  std::uint64_t step) const {
+    constexpr std::size_t kAlignment = 64;
+    const std::size_t size = codec_.payload->workspace_bytes(n);
+    scratch.resize(size + kAlignment);
+    void* begin = scratch.data();
+    std::size_t space = scratch.size();
+    std::align(kAlignment, size, begin, space);
+    Context ctx;
+    ctx.workspace = {static_cast<std::byte*>(begin), size};
+    ctx.step = step;
+    ctx.key_hash = Key{.stream = kStream, .parameter = key, .begin = 0, .end = n}.hash();
+    ctx.parameter = key;
+    return ctx;
+  }
+
+  // Returns the bytes written to `out`; `residual` may be null.
+  std::size_t encode_message(TensorView grad, float* residual, const std::string& key,
+                             std::uint64_t step, std::span<std::byte> out) const {
+    if (codec_.is_none()) {
+      std::memcpy(out.data(), grad.data, grad.bytes());
+      return grad.bytes();
+    }
+    const auto n = static_cast<std::size_t>(grad.elements);
+    std::vector<std::byte> scratch;
+    const Context ctx = context(scratch, grad.elements, key, step);
+    const auto body = out.subspan(kPayloadHeaderBytes);
+    EncodeResult result;
+    if (residual == nullptr) {
+      result = codec_.payload->encode(ctx, grad, nullptr, body);
+    } else {
+      Memory memory(grad.elements, {.transactional = false, .decay = codec_.options.decay});
+      memory.restore({residual, n});
+      result = codec_.payload->encode(ctx, grad, &memory, body);
+      if (memory.written()) {
+        memory.commit();
+        std::memcpy(residual, memory.current().data(), n * sizeof(float));
+      }
+    }
+    const std::size_t size = kPayloadHeaderBytes + result.bytes;
+    const PayloadHeader header{
+        .codec_id = codec_.family_id,
+        .flags = static_cast<std::uint16_t>(result.nonfinite ? kFlagNonFinite : 0),
+        .elements = static_cast<std::uint64_t>(n)};
+    seal_payload(header, out.first(size));
+    return size;
+  }
+
+  Codec codec_;
+};
+
+nb::tuple parse_frame(const nb::bytes& bytes, std::int64_t max_elements) {
+  const FrameHeader header = read_frame(
+      std::span(static_cast<const std::byte*>(bytes.data()), bytes.size()), max_elements);
+  nb::list shape;
+  for (const std::int64_t extent : header.shape) {
+    shape.append(extent);
+  }
+  return nb::make_tuple(static_cast<int>(header.dtype), static_cast<int>(header.kind),
+                        nb::tuple(shape), header.spec, header.message_begin, header.elements);
+}
+
+void translate(const std::exception_ptr& error, void* /*unused*/) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    const nb::object type = nb::module_::import_("thinwire.errors").attr(python_class_of(e));
+    PyErr_SetString(type.ptr(), e.what());
+  }
+}
+
+}  // namespace
+}  // namespace thinwire
+
+NB_MODULE(_codec, m) {
+  using thinwire::ArrayCodec;
+  nb::register_exception_translator(&thinwire::translate);
+  nb::class_<ArrayCodec>(m, "ArrayCodec")
+      .def(nb::init<const std::string&>())
+      .def_prop_ro("spec", &ArrayCodec::spec)
+      .def("encode", &ArrayCodec::encode)
+      .def("decode", &ArrayCodec::decode);
+  m.def("parse_frame", &thinwire::parse_frame);
+  m.def("families", &thinwire::codec_families);
+  m.def("check_policy",
+        [](const std::string& text) { return thinwire::Policy::parse(text).text(); });
+}

@@ -1,0 +1,146 @@
+// Extension module thinwire._torch: the reducer over a c10d group, and its hook for DDP.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "comm/reducer.h"
+#include "compressors/core/error.h"
+#include "integrations/torch/csrc/c10d_communicator.h"
+#include "integrations/torch/csrc/ddp_hook.h"
+#include "integrations/torch/csrc/hook_error.h"
+
+namespace py = pybind11;
+
+namespace thinwire {
+namespace {
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> backend,
+                                              c10::intrusive_ptr<c10d::Store> store, int store_host,
+                                              const std::vector<std::string>& names,
+                                              const std::vector<at::Tensor>& parameters,
+                                              const std::string& policy, double deadline_seconds,
+                                              double grace_seconds, int threads) {
+  std::vector<Layer> layers;
+  layers.reserve(names.size());
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    layers.push_back({names[i], parameters[i].sizes().vec(), dtype_of(parameters[i])});
+  }
+  auto comm = std::make_unique<C10dCommunicator>(std::move(backend), std::move(store),
+                                                 C10dOptions{.store_host = store_host});
+  ReducerOptions options;
+  options.deadline = milliseconds(deadline_seconds);
+  options.roll_call_grace = milliseconds(grace_seconds);
+  options.threads = threads;
+  return std::make_shared<GradientReducer>(std::move(comm), std::move(layers),
+                                           Policy::parse(policy), options);
+}
+
+py::dict stats(const GradientReducer& reducer) {
+  ReducerStats s;
+  {
+    const py::gil_scoped_release no_gil;
+    s = reducer.stats();
+  }
+  py::list layers;
+  for (const LayerStats& layer : s.layers) {
+    layers.append(py::dict(py::arg("name") = layer.name, py::arg("elements") = layer.elements,
+                           py::arg("codec") = layer.codec, py::arg("reason") = layer.reason,
+                           py::arg("slot_bytes") = layer.slot_bytes, py::arg("ratio") = layer.ratio,
+                           py::arg("nonfinite_steps") = layer.nonfinite_steps));
+  }
+  return py::dict(
+      py::arg("steps") = s.steps, py::arg("skipped_steps") = s.skipped_steps,
+      py::arg("wire_bytes") = s.wire_bytes, py::arg("dense_wire_bytes") = s.dense_wire_bytes,
+      py::arg("ratio") = s.ratio, py::arg("ratio_bf16") = s.ratio_bf16,
+      py::arg("memory_bytes") = s.memory_bytes, py::arg("buffer_bytes") = s.buffer_bytes,
+      py::arg("encode_seconds") = s.encode_seconds, py::arg("decode_seconds") = s.decode_seconds,
+      py::arg("wait_seconds") = s.wait_seconds, py::arg("layers") = layers);
+}
+
+py::dict state(const GradientReducer& reducer) {
+  ReducerState s;
+  {
+    const py::gil_scoped_release no_gil;
+    s = reducer.state();
+  }
+  py::dict residuals;
+  for (const StateEntry& entry : s.entries) {
+    at::Tensor values = at::empty({static_cast<std::int64_t>(entry.residual.size())}, at::kFloat);
+    std::memcpy(values.data_ptr(), entry.residual.data(), entry.residual.size() * sizeof(float));
+    residuals[py::str(entry.key)] = values;
+  }
+  return py::dict(py::arg("version") = s.version, py::arg("rank") = s.rank,
+                  py::arg("world_size") = s.world_size, py::arg("step") = s.step,
+                  py::arg("loss_scale") = s.loss_scale, py::arg("policy") = s.policy,
+                  py::arg("residuals") = residuals);
+}
+
+void restore(GradientReducer& reducer, const py::dict& dict) {
+  ReducerState s;
+  try {
+    s.version = py::cast<int>(dict["version"]);
+    s.rank = py::cast<int>(dict["rank"]);
+    s.world_size = py::cast<int>(dict["world_size"]);
+    s.step = py::cast<std::uint64_t>(dict["step"]);
+    s.loss_scale = py::cast<double>(dict["loss_scale"]);
+    s.policy = py::cast<std::string>(dict["policy"]);
+    for (const auto& [key, value] : py::cast<py::dict>(dict["residuals"])) {
+      const at::Tensor values = py::cast<at::Tensor>(value).to(at::kCPU, at::kFloat).contiguous();
+      const auto* begin = values.const_data_ptr<float>();
+      s.entries.push_back({py::cast<std::string>(key), {begin, begin + values.numel()}});
+    }
+  } catch (const std::exception& error) {
+    throw InvalidArgument(std::string("load_state_dict: not a state_dict of a thinwire reducer (") +
+                          error.what() + ")\nhint: pass what reducer.state_dict() returned");
+  }
+  const py::gil_scoped_release no_gil;
+  reducer.restore(s);
+}
+
+void attach(const std::shared_ptr<GradientReducer>& reducer,
+            const std::shared_ptr<c10d::Reducer>& ddp, const std::vector<at::Tensor>& parameters) {
+  ddp->register_comm_hook(std::make_unique<DdpHook>(reducer, parameters));
+}
+
+void translate(std::exception_ptr error) {
+  if (!error) {
+    return;
+  }
+  try {
+    std::rethrow_exception(error);
+  } catch (HookError& e) {
+    PyErr_SetString(e.python_type(), e.what());
+  } catch (const Error&) {
+    HookError e(error);
+    PyErr_SetString(e.python_type(), e.what());
+  }
+}
+
+}  // namespace
+}  // namespace thinwire
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using thinwire::GradientReducer;
+  m.doc() = "thinwire's reducer over a c10d process group; use thinwire.torch instead";
+  py::register_exception_translator(&thinwire::translate);
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  py::class_<GradientReducer, std::shared_ptr<GradientReducer>>(m, "GradientReducer")
+      .def(py::init(&thinwire::make_reducer), no_gil, py::arg("backend"), py::arg("store"),
+           py::arg("store_host"), py::arg("names"), py::arg("parameters"), py::arg("policy"),
+           py::arg("deadline"), py::arg("grace"), py::arg("threads"))
+      .def("attach", &thinwire::attach, py::arg("ddp_reducer"), py::arg("parameters"))
+      .def("stats", &thinwire::stats)
+      .def("state", &thinwire::state)
+      .def("restore", &thinwire::restore)
+      .def("summary", &GradientReducer::summary, no_gil)
+      .def("last_step_skipped", &GradientReducer::last_step_skipped, no_gil)
+      .def("set_loss_scale", &GradientReducer::set_loss_scale, no_gil)
+      .def("abort", &GradientReducer::abort, no_gil);
+}

@@ -1,0 +1,187 @@
+"""The command ``thinwire``. Each command is thin; what it does lives where it belongs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from thinwire import _environment
+from thinwire.errors import Error
+from thinwire.version import __version__
+
+_DEFAULT_POLICY = "q8"
+_PACKAGE = Path(__file__).resolve().parent
+_SOURCE_TREE = _PACKAGE.parents[2]
+_PASS_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+    "help_option_names": [],
+}
+
+app = typer.Typer(
+    help="Gradient compression between the training job and the wire.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _say(text: str) -> None:
+    print(f"thinwire: {text}", file=sys.stderr, flush=True)
+
+
+def _fail(cause: str, hint: str, code: int = 2) -> NoReturn:
+    print(f"thinwire: {cause}\n\nhint: {hint}", file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"thinwire {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    """Gradient compression between the training job and the wire."""
+
+
+@app.command(
+    "run",
+    context_settings={"allow_extra_args": True, "allow_interspersed_args": False},
+    options_metavar="[--policy P] [--stats FILE] -- COMMAND",
+)
+def _run(
+    context: typer.Context,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="what to do to the gradients, e.g. topk:0.01,values=q8 or @policy.toml "
+            f"({_environment.POLICY}; default: {_DEFAULT_POLICY})"
+        ),
+    ] = None,
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            help="append each rank's statistics to this file when it ends, as JSON Lines "
+            f"({_environment.STATS})"
+        ),
+    ] = None,
+) -> None:
+    """Run an unchanged PyTorch program with compressed gradients.
+
+    Every DistributedDataParallel model of the command (torchrun ... train.py, python train.py) is
+    compressed. The command takes this process's place: its output, signals and exit code are its
+    own.
+    """
+    command = context.args
+    if not command:
+        _fail("run: no command", "thinwire run --policy q8 -- torchrun --nproc-per-node 4 train.py")
+    chosen = _choose_policy(policy)
+    if stats is not None:
+        stats = stats.resolve()
+        _say(f"statistics go to {stats}, one JSON line for each rank and model")
+    path = [str(_PACKAGE / "_site")]
+    if _PACKAGE.parent.name not in ("site-packages", "dist-packages"):
+        path.append(str(_PACKAGE.parent))
+    environment = _environment.for_child(chosen, str(stats) if stats else None, path)
+    sys.stdout.flush()
+    try:
+        os.execvpe(command[0], command, environment)
+    except OSError as error:
+        _fail(f"run: cannot start {command[0]}: {error.strerror}", "check the command's name", 127)
+
+
+def _choose_policy(flag: str | None) -> str:
+    """The policy that won, made absolute and checked; says which source it came from."""
+    inherited = _environment.policy()
+    if flag is not None:
+        chosen, source = flag, "--policy"
+        if inherited is not None and inherited != flag:
+            source += f"; {_environment.POLICY}={shlex.quote(inherited)} is set aside"
+    elif inherited is not None:
+        chosen, source = inherited, _environment.POLICY
+    else:
+        chosen, source = _DEFAULT_POLICY, f"the default; set --policy or {_environment.POLICY}"
+    if chosen.startswith("@"):
+        chosen = "@" + str(Path(chosen[1:]).resolve())
+    try:
+        from thinwire import _codec  # type: ignore[attr-defined]
+
+        _codec.check_policy(chosen)
+    except Error as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    _say(f"policy {chosen} ({source})")
+    return chosen
+
+
+@app.command("lab", context_settings=_PASS_ON)
+def _lab(context: typer.Context) -> None:
+    """Several hosts on this machine: up, run, rate, status, down."""
+    from thinwire_lab.cli import main as lab
+
+    raise typer.Exit(lab(context.args))
+
+
+@app.command("demo", context_settings=_PASS_ON)
+def _demo(context: typer.Context) -> None:
+    """Train real models on four emulated hosts and compare methods (source tree only)."""
+    _run_module("examples.demo", context.args)
+
+
+@app.command("bench", context_settings=_PASS_ON)
+def _bench(context: typer.Context) -> None:
+    """The project's benchmarks (source tree only)."""
+    _run_module("tests.bench", context.args)
+
+
+def _run_module(name: str, arguments: list[str]) -> NoReturn:
+    """Replace this process by ``python -m name`` in the source tree."""
+    if not (_SOURCE_TREE / Path(*name.split(".")) / "__main__.py").exists():
+        _fail(
+            f"{name.rpartition('.')[2]}: {name} is not in {_SOURCE_TREE}",
+            "run it from a clone of the repository",
+        )
+    environment = _environment.for_child(
+        None, None, [str(_SOURCE_TREE), str(_PACKAGE.parent), str(_SOURCE_TREE / "cluster" / "lab")]
+    )
+    os.execve(sys.executable, [sys.executable, "-m", name, *arguments], environment)
+
+
+def _not_yet(name: str, purpose: str) -> None:
+    def command(context: typer.Context) -> None:
+        _fail(
+            f"{name} is not part of this version",
+            "this version has: run, lab, demo, bench; thinwire --help",
+        )
+
+    command.__doc__ = f"{purpose} (not part of this version)."
+    app.command(name, context_settings=_PASS_ON, hidden=True)(command)
+
+
+_not_yet("doctor", "What is built, found and working here")
+_not_yet("plan", "Predict what each policy would gain")
+_not_yet("top", "Watch a running job")
+_not_yet("report", "Summarise a finished job")
+
+
+def main() -> None:
+    """Entry point of the command ``thinwire``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

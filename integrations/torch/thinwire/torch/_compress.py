@@ -1,0 +1,143 @@
+"""``compress``: attach a reducer to a DistributedDataParallel model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from thinwire import _logging
+from thinwire.errors import InvalidArgument, NotAvailable
+from thinwire.torch._group import make_private_group
+from thinwire.torch._reducer import Reducer
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def compress(
+    ddp_model: DistributedDataParallel,
+    policy: str,
+    *,
+    deadline: float = 300.0,
+    grace: float = 3.0,
+    threads: int = 1,
+) -> Reducer:
+    """Compress the gradients of a DDP model from its next ``backward()`` on.
+
+    Collective: every rank of the model's process group calls it, for the same models in the same
+    order. Everything else the model exchanges stays as it was.
+
+    policy: one line (``"topk:0.01,values=q8"``), TOML text, or ``"@FILE"``.
+    deadline: seconds that any wait for a peer may take. grace: seconds that survivors of a failure
+    give each other to report. threads: for each encode and decode.
+
+    Raises PolicyError, MismatchError (ranks disagree), PeerLost, NotAvailable for what this version
+    does not do, InvalidArgument for a model that cannot be compressed.
+    """
+    _check_model(ddp_model)
+    names, parameters = _layers(ddp_model)
+    from thinwire import _torch  # type: ignore[attr-defined]
+
+    group = make_private_group(ddp_model.process_group, deadline)
+    native = _torch.GradientReducer(
+        backend=group.backend,
+        store=group.store,
+        store_host=group.store_host,
+        names=names,
+        parameters=parameters,
+        policy=policy,
+        deadline=deadline,
+        grace=grace,
+        threads=threads,
+    )
+    try:
+        native.attach(ddp_model.reducer, parameters)
+    except RuntimeError as error:
+        raise InvalidArgument(_HOOK_TAKEN.format(hook="a built-in hook")) from error
+    ddp_model.register_comm_hook = _refuse_hook  # type: ignore[method-assign]
+    reducer = Reducer(native, policy)
+    ddp_model._thinwire_reducer = reducer  # type: ignore[assignment]
+    if dist.get_rank(ddp_model.process_group) == 0:
+        _logging.say(reducer.summary())
+    return reducer
+
+
+_HOOK_TAKEN = (
+    "the model already has a communication hook ({hook}), and DDP takes one only\n"
+    "hint: leave out register_comm_hook(), or thinwire"
+)
+
+
+def _refuse_hook(state: object, hook: Any) -> None:
+    raise InvalidArgument(
+        f"register_comm_hook({getattr(hook, '__name__', hook)}): thinwire already compresses this "
+        "model's gradients, and DDP takes one hook only\nhint: leave out register_comm_hook(), or "
+        "run without thinwire"
+    )
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, DistributedDataParallel):
+        kind = type(model).__name__
+        if "FullySharded" in kind or "FSDP" in kind:
+            raise NotAvailable(
+                f"compress: {kind} is not part of this version\n"
+                "hint: wrap the model in torch.nn.parallel.DistributedDataParallel"
+            )
+        raise InvalidArgument(
+            f"compress: expected a DistributedDataParallel model, got {kind}\n"
+            "hint: ddp = DistributedDataParallel(model); thinwire.torch.compress(ddp, policy)"
+        )
+    if not dist.is_initialized():
+        raise InvalidArgument(
+            "compress: torch.distributed is not initialised (any more)\n"
+            "hint: call torch.distributed.init_process_group() first"
+        )
+    if model._use_python_reducer:
+        raise NotAvailable(
+            "compress: DDP's Python reducer (optimize_ddp='python_reducer') is not supported\n"
+            "hint: torch._dynamo.config.optimize_ddp = True"
+        )
+    if getattr(model, "_thinwire_reducer", None) is not None:
+        raise InvalidArgument(
+            "compress: thinwire already compresses this model's gradients\n"
+            "hint: call it once a model; `thinwire run` and the backend 'thinwire' do it themselves"
+        )
+    if model._comm_hooks:
+        hook = model._comm_hooks[0][0]
+        raise InvalidArgument(
+            "compress: " + _HOOK_TAKEN.format(hook=getattr(hook, "__name__", hook))
+        )
+    sparse = [
+        name or "(the model itself)"
+        for name, module in model.module.named_modules()
+        if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag) and module.sparse
+    ]
+    if sparse:
+        raise NotAvailable(
+            f"compress: sparse gradients of {', '.join(sparse)} are not supported\n"
+            "hint: build the embedding with sparse=False"
+        )
+
+
+def _layers(model: DistributedDataParallel) -> tuple[list[str], list[torch.Tensor]]:
+    """Names and parameters whose gradients DDP reduces; shared parameters once."""
+    names, parameters = [], []
+    for name, parameter in model.module.named_parameters():
+        if not parameter.requires_grad or name in model.parameters_to_ignore:
+            continue
+        if parameter.device.type != "cpu":
+            raise NotAvailable(
+                f"compress: parameter {name} is on {parameter.device}; this version compresses "
+                "gradients on CPUs\nhint: model.to('cpu'), or train without thinwire"
+            )
+        if parameter.dtype not in _DTYPES:
+            raise InvalidArgument(
+                f"compress: parameter {name} has dtype {parameter.dtype}; expected float32, "
+                "bfloat16, float16 or float64\nhint: split complex parameters into real ones"
+            )
+        names.append(name)
+        parameters.append(parameter)
+    return names, parameters

@@ -1,0 +1,72 @@
+"""The reducer that ``compress`` returns: a model's compressed gradients, seen from Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Reducer:
+    """Reduces one DDP model's gradients over a private group, on a thread of its own.
+
+    Calls may come from any thread, one at a time. ``state_dict``, ``load_state_dict`` and
+    ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
+    """
+
+    def __init__(self, native: Any, policy: str) -> None:
+        self._native = native
+        self._policy = policy
+
+    def __repr__(self) -> str:
+        return f"<thinwire.torch.Reducer policy={self._policy!r}>"
+
+    @property
+    def policy(self) -> str:
+        """The policy as given."""
+        return self._policy
+
+    def stats(self) -> dict[str, Any]:
+        """What was done so far on this rank.
+
+        ``steps``, ``skipped_steps``; ``wire_bytes`` sent, headers included; ``dense_wire_bytes`` a
+        ring allreduce of the same gradients as fp32 would have sent; ``ratio`` of the two and
+        ``ratio_bf16``, half of it; ``memory_bytes`` of residuals and ``buffer_bytes``;
+        ``encode_seconds``, ``decode_seconds``, ``wait_seconds``; ``layers``: a dict each with
+        ``name``, ``elements``, ``codec``, ``reason``, ``slot_bytes``, ``ratio``,
+        ``nonfinite_steps``.
+        """
+        return self._native.stats()
+
+    def summary(self) -> str:
+        """One paragraph: what is compressed how, what goes dense and why, memory to be taken."""
+        return self._native.summary()
+
+    @property
+    def last_step_skipped(self) -> bool:
+        """The last step was rolled back because of NaN or Inf somewhere; the same on every rank."""
+        return self._native.last_step_skipped()
+
+    def set_loss_scale(self, scale: float) -> None:
+        """Say that gradients come multiplied by ``scale`` from now on; residuals are rescaled.
+
+        With a GradScaler: ``reducer.set_loss_scale(scaler.get_scale())`` after ``scaler.update()``.
+        """
+        self._native.set_loss_scale(float(scale))
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's residuals (fp32 CPU tensors by key), step, loss scale and policy.
+
+        Plain values and tensors: ``torch.save`` takes it, ``torch.load(weights_only=True)`` gives
+        it back. Each rank saves its own.
+        """
+        return self._native.state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` of the same rank gave, bit for bit.
+
+        InvalidArgument for a state of another version, rank, world size, policy or model.
+        """
+        self._native.restore(state)
+
+    def abort(self) -> None:
+        """End everything in flight with an error on every rank. The job cannot go on after it."""
+        self._native.abort()
