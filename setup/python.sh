@@ -76,8 +76,7 @@ if [[ ! -e $packages_stamp ]]; then
   touch "$packages_stamp"
 fi
 
-if [[ ! -e $package_stamp && -e integrations/torch/thinwire/__init__.py &&
-  -e cluster/lab/thinwire_lab/__init__.py ]]; then
+if [[ ! -e $package_stamp ]]; then
   # The extension modules come from the one CMake build tree (make build), so none is built here.
   pip_install --no-deps --no-build-isolation -Cwheel.cmake=false -Ceditable.mode=inplace -e .
   rm -f .venv/.editable-*
