@@ -7,9 +7,11 @@
 namespace thinwire {
 namespace {
 
-std::string megabytes(std::size_t bytes) {
+std::string readable_bytes(std::size_t bytes) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.1f MB", static_cast<double>(bytes) / 1e6);
+  const auto value = static_cast<double>(bytes);
+  std::snprintf(text, sizeof text, bytes < 1'000'000 ? "%.1f kB" : "%.1f MB",
+                value / (bytes < 1'000'000 ? 1e3 : 1e6));
   return text;
 }
 
@@ -103,8 +105,8 @@ std::string summarise(const std::vector<Layer>& layers, const Policy& policy, co
   }
   std::string text = "thinwire: " + std::to_string(layers.size()) + " layers, " +
                      std::to_string(all.elements) + " elements on " + std::to_string(world_size) +
-                     " ranks; messages of " + megabytes(all.bytes) + " a step for " +
-                     megabytes(static_cast<std::size_t>(all.elements) * sizeof(float)) +
+                     " ranks; messages of " + readable_bytes(all.bytes) + " a step for " +
+                     readable_bytes(static_cast<std::size_t>(all.elements) * sizeof(float)) +
                      " of fp32 gradients";
   if (policy.text().find('\n') == std::string::npos) {
     text += " (policy " + policy.text() + ")";
@@ -116,8 +118,8 @@ std::string summarise(const std::vector<Layer>& layers, const Policy& policy, co
     text += describe(reason == "default" ? "uncompressed" : reason, tally);
   }
   const MemoryForecast memory = forecast_memory(layers, plan, world_size);
-  return text + "\n  memory to be taken: " + megabytes(memory.residual_bytes) +
-         " of residuals, about " + megabytes(memory.buffer_bytes) + " of message buffers";
+  return text + "\n  memory to be taken: " + readable_bytes(memory.residual_bytes) +
+         " of residuals, about " + readable_bytes(memory.buffer_bytes) + " of message buffers";
 }
 
 }  // namespace thinwire

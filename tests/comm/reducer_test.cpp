@@ -365,7 +365,7 @@ TEST(Reducer, MisuseIsRefusedWithRankAndLayerAndTheStepGoesOn) {
         ADD_FAILURE() << misuse.what << " was accepted";
       } catch (const InvalidArgument& error) {
         EXPECT_THAT(error.what(), HasSubstr(misuse.says)) << misuse.what;
-        EXPECT_THAT(error.what(), HasSubstr("rank " + std::to_string(rank)));
+        EXPECT_THAT(error.what(), HasSubstr(std::string("rank ") + std::to_string(rank)));
       }
     }
     reducer.reduce(gradients.bucket({1, 2, 3, 4, 5, 6}, true))->wait();
