@@ -8,9 +8,12 @@
 #include <gloo/rendezvous/context.h>
 #include <gloo/transport/tcp/device.h>
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <csignal>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -44,6 +47,35 @@ milliseconds until(Deadline deadline) {
   return std::max(milliseconds(1),
                   std::chrono::duration_cast<milliseconds>(deadline - Clock::now()));
 }
+
+// Gloo writes to sockets without MSG_NOSIGNAL: a peer that closed would end this process. While it
+// lives, the calling thread, and threads that it starts, get the error code alone.
+class SigpipeBlocked {
+ public:
+  SigpipeBlocked() {
+    sigset_t pipe;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe, &before_);
+  }
+  ~SigpipeBlocked() {
+    if (sigismember(&before_, SIGPIPE) == 0) {
+      // A pending one belongs to this thread: taken back before the mask is.
+      sigset_t pipe;
+      sigemptyset(&pipe);
+      sigaddset(&pipe, SIGPIPE);
+      const timespec now{};
+      while (sigtimedwait(&pipe, nullptr, &now) == SIGPIPE) {
+      }
+    }
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  SigpipeBlocked(const SigpipeBlocked&) = delete;
+  SigpipeBlocked& operator=(const SigpipeBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 struct Job {
   std::function<void()> work;
@@ -97,6 +129,7 @@ class OrderedExecutor {
 
  private:
   void run() {
+    const SigpipeBlocked sigpipe;
     std::unique_lock lock(mutex_);
     for (;;) {
       changed_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
@@ -135,6 +168,7 @@ class Group {
     if (size == 1) {
       return;
     }
+    const SigpipeBlocked sigpipe;  // for the event loop's thread, which the device starts
     try {
       gloo::transport::tcp::attr attr;
       attr.hostname = options.hostname;
