@@ -57,7 +57,7 @@ struct RollCall {
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<char> present;
-  bool store_answers = false;
+  bool store_answered = false;
   bool finished = false;
 };
 
@@ -79,7 +79,7 @@ void look_for_peers(const c10::intrusive_ptr<c10d::Store>& store, int rank, Dead
       {
         const std::lock_guard lock(call->mutex);
         call->present = present;
-        call->store_answers = true;
+        call->store_answered = true;
       }
       if (found == present.size() || Clock::now() >= end) {
         break;
@@ -87,8 +87,7 @@ void look_for_peers(const c10::intrusive_ptr<c10d::Store>& store, int rank, Dead
       std::this_thread::sleep_for(milliseconds(20));
     }
   } catch (const std::exception&) {
-    const std::lock_guard lock(call->mutex);
-    call->store_answers = false;
+    // The store is gone, or went with its host when that had seen enough: what it said stands.
   }
   const std::lock_guard lock(call->mutex);
   call->finished = true;
@@ -287,7 +286,7 @@ std::vector<int> C10dCommunicator::roll_call(milliseconds grace) {
 
   std::unique_lock lock(call->mutex);
   call->changed.wait_for(lock, grace + milliseconds(500), [&] { return call->finished; });
-  if (!call->store_answers) {
+  if (!call->store_answered) {
     return options_.store_host >= 0 && options_.store_host != rank()
                ? std::vector<int>{options_.store_host}
                : std::vector<int>{};

@@ -70,8 +70,7 @@ def _wrap(module: ModuleType) -> None:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if type(self).__init__ is init or isinstance(self, ddp):
-            _compress(self)
+        _compress(self)
 
     init._thinwire = True  # type: ignore[attr-defined]
     ddp.__init__ = init
@@ -79,7 +78,7 @@ def _wrap(module: ModuleType) -> None:
 
 def _compress(model: Any) -> None:
     policy = _environment.policy()
-    over_backend = BACKEND in str(model.process_group.name())
+    over_backend = BACKEND in str(sys.modules["torch.distributed"].get_backend(model.process_group))
     if policy is None and not over_backend:
         return
     from thinwire import _logging

@@ -60,7 +60,7 @@ def compress(
     reducer = Reducer(native, policy)
     ddp_model._thinwire_reducer = reducer  # type: ignore[assignment]
     if dist.get_rank(ddp_model.process_group) == 0:
-        _logging.say(reducer.summary())
+        _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer
 
 
