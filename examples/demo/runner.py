@@ -99,7 +99,8 @@ class Demo:
         try:
             pool = self._workers()
             pool.call("open", job="bound", task=task.name, method=BOUND, seed=SEED)
-            result = pool.run("bound", seconds=BOUND_SECONDS, warm_steps=WARM_STEPS)
+            seconds = min(BOUND_SECONDS, self.options.seconds)
+            result = pool.run("bound", seconds=seconds, warm_steps=WARM_STEPS)
             pool.call("close", job="bound")
             return result.step_ms
         except WorkerError as error:
