@@ -47,13 +47,16 @@ def test_two_hosts_from_end_to_end_with_a_method_that_fails(tmp_path):
         *hosts_here(),
         *("--hosts", "2", "--seconds", "1", "--task", "mnist", "--out", str(tmp_path)),
         *("--method", "thinwire:no-such-family", "--method", "none"),
+        *("--method", "thinwire:topk:0.01,values=q8"),
         NO_COLOR="1",
     )
     assert done.returncode == 1, done.stderr
-    _, (failed, plain) = read_json_lines(tmp_path / "runs.jsonl")
+    _, (failed, plain, thin) = read_json_lines(tmp_path / "runs.jsonl")
     assert failed.failed
     assert "failed: thinwire no-such-family" in done.stdout
     assert plain.replicas_identical
+    assert thin.replicas_identical
+    assert thin.wire_mb_step < plain.wire_mb_step / 20
     assert plain.steps >= 1
     assert plain.bound_ms > 0
     assert plain.curve[-1].value == plain.value
