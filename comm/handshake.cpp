@@ -125,8 +125,7 @@ std::string describe(const std::string& name, const std::vector<std::string>& va
 
 }  // namespace
 
-void shake_hands(Communicator& comm, const std::vector<HandshakeField>& fields,
-                 Deadline deadline) {
+void shake_hands(Communicator& comm, const std::vector<HandshakeField>& fields, Deadline deadline) {
   const std::string text = serialise(fields);
   const Hello mine{text.size(), XXH3_64bits(text.data(), text.size())};
   const std::vector<Hello> hellos = gather(comm, std::span(&mine, 1), deadline);

@@ -15,9 +15,9 @@ struct HandshakeField {
   std::string value;
 };
 
-// Allgathers a hash of the fields, and only where hashes differ the fields themselves. MismatchError
-// on every rank, with the same text: each field that differs (at most eight), and who has which
-// value. TransportError as the transport gives it.
+// Allgathers a hash of the fields, and only where hashes differ the fields themselves.
+// MismatchError on every rank, with the same text: each field that differs (at most eight), and who
+// has which value. TransportError as the transport gives it.
 void shake_hands(Communicator& comm, const std::vector<HandshakeField>& fields, Deadline deadline);
 
 }  // namespace thinwire

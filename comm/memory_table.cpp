@@ -40,10 +40,10 @@ MemoryTable::MemoryTable(const std::vector<Layer>& layers, const Plan& plan) : l
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Codec& codec = plan.choices[i].codec;
     index_.emplace(layers[i].name, i);
-    info_.push_back({.elements = layers[i].elements(),
-                     .remembers = remembers(codec),
-                     .options = {.transactional = codec.options.transactional,
-                                 .decay = codec.options.decay}});
+    info_.push_back(
+        {.elements = layers[i].elements(),
+         .remembers = remembers(codec),
+         .options = {.transactional = codec.options.transactional, .decay = codec.options.decay}});
   }
 }
 
@@ -126,8 +126,8 @@ MemoryTable::Slot MemoryTable::parse_key(const std::string& key) const {
   slot.layer = found->second;
   const LayerInfo& info = info_[slot.layer];
   if (slot.begin < 0 || slot.end < slot.begin || slot.end > info.elements) {
-    refuse("entry '" + key + "' lies outside its layer: expected a range within 0:" +
-           std::to_string(info.elements));
+    refuse("entry '" + key +
+           "' lies outside its layer: expected a range within 0:" + std::to_string(info.elements));
   }
   if (!info.remembers) {
     refuse("entry '" + key + "' belongs to a layer that keeps no residual under this policy");

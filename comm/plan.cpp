@@ -59,8 +59,8 @@ std::string rule_text(const PolicyRule& rule) {
   }
   std::vector<std::string> shown;
   for (const std::string& name : nearest(without_wildcards(rule.name_glob), names, kNamesShown)) {
-    const auto layer = std::find_if(layers.begin(), layers.end(),
-                                    [&](const Layer& l) { return l.name == name; });
+    const auto layer =
+        std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == name; });
     shown.push_back(name + " (" + shape_text(*layer) + ")");
   }
   throw PolicyError("rule " + std::to_string(number) + " (" + rule_text(rule) +

@@ -43,8 +43,8 @@ void check_table(const std::vector<Layer>& layers) {
   }
 }
 
-std::vector<HandshakeField> handshake_fields(const std::vector<Layer>& layers,
-                                             const Policy& policy, const ReducerOptions& options) {
+std::vector<HandshakeField> handshake_fields(const std::vector<Layer>& layers, const Policy& policy,
+                                             const ReducerOptions& options) {
   std::vector<HandshakeField> fields = {
       {"library version", std::string(version())},
       {"payload format", std::to_string(kPayloadVersion)},
@@ -63,8 +63,8 @@ std::vector<HandshakeField> handshake_fields(const std::vector<Layer>& layers,
 void check_state(bool same, const std::string& what, const std::string& expected,
                  const std::string& got) {
   if (!same) {
-    throw InvalidArgument("cannot restore the reducer's state: " + what + ": expected " +
-                          expected + ", got " + got +
+    throw InvalidArgument("cannot restore the reducer's state: " + what + ": expected " + expected +
+                          ", got " + got +
                           "\nhint: restore a state saved by the same rank of a job with the same "
                           "model, policy and world size");
   }
@@ -171,8 +171,8 @@ class GradientReducer::Impl {
     stats.wire_bytes = counters.wire_bytes;
     stats.dense_wire_bytes = counters.dense_wire_bytes;
     if (counters.wire_bytes > 0) {
-      stats.ratio = static_cast<double>(counters.dense_wire_bytes) /
-                    static_cast<double>(counters.wire_bytes);
+      stats.ratio =
+          static_cast<double>(counters.dense_wire_bytes) / static_cast<double>(counters.wire_bytes);
       stats.ratio_bf16 = stats.ratio / 2;
     }
     stats.memory_bytes = counters.memory_bytes;
@@ -293,9 +293,8 @@ class GradientReducer::Impl {
       }
       if (entry.grad.elements != layer.elements() ||
           (entry.grad.data == nullptr && entry.grad.elements > 0)) {
-        throw InvalidArgument(where(entry.layer) + "expected " +
-                              std::to_string(layer.elements()) + " elements (shape " +
-                              shape_text(layer) + "), got " +
+        throw InvalidArgument(where(entry.layer) + "expected " + std::to_string(layer.elements()) +
+                              " elements (shape " + shape_text(layer) + "), got " +
                               std::to_string(entry.grad.data == nullptr ? 0 : entry.grad.elements) +
                               "\nhint: a tensor keeps its shape between steps; make a new reducer "
                               "for a changed model");
@@ -345,8 +344,8 @@ class GradientReducer::Impl {
                      .ratio = 1,
                      .nonfinite_steps = nonfinite_steps};
     if (stats.slot_bytes > 0) {
-      stats.ratio = 4.0 * static_cast<double>(stats.elements) /
-                    static_cast<double>(stats.slot_bytes);
+      stats.ratio =
+          4.0 * static_cast<double>(stats.elements) / static_cast<double>(stats.slot_bytes);
     }
     return stats;
   }

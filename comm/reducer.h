@@ -30,9 +30,9 @@ struct ReducerOptions {
   // Uncompressed layers of a bucket join its sparse message, which saves a collective, while their
   // fp32 bytes * (P - 1) stay under this: about the wire time of one collective's latency.
   std::size_t ride_along_bytes = 65'536;
-  // Where the transport cannot survive a lost peer (MPI): `report` gets the message of the PeerLost,
-  // then `end_program` is called and should not return (MPI_Abort). Both on a thread of the
-  // reducer's, also when the transport hangs in a call. Without them PeerLost is thrown as
+  // Where the transport cannot survive a lost peer (MPI): `report` gets the message of the
+  // PeerLost, then `end_program` is called and should not return (MPI_Abort). Both on a thread of
+  // the reducer's, also when the transport hangs in a call. Without them PeerLost is thrown as
   // elsewhere, unless the transport hangs.
   std::function<void(const std::string&)> report;
   std::function<void()> end_program;

@@ -18,9 +18,7 @@ constexpr std::chrono::milliseconds kLongestNap{4};
 class Stopwatch {
  public:
   explicit Stopwatch(double& seconds) : seconds_(seconds) {}
-  ~Stopwatch() {
-    seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count();
-  }
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
   Stopwatch(const Stopwatch&) = delete;
   Stopwatch& operator=(const Stopwatch&) = delete;
 
@@ -59,8 +57,7 @@ void PendingReduction::complete(std::exception_ptr error) {
 }
 
 ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vector<Layer>& layers,
-                             const Plan& plan, MemoryTable& memories,
-                             const ReducerOptions& options)
+                             const Plan& plan, MemoryTable& memories, const ReducerOptions& options)
     : comm_(std::move(comm)),
       layers_(layers),
       plan_(plan),
@@ -69,11 +66,9 @@ ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vect
       sent_before_(comm_->sent_bytes()),
       flagged_(layers.size()) {
   for (const Layer& layer : layers) {
-    key_hashes_.push_back(Key{.stream = options.stream,
-                              .parameter = layer.name,
-                              .begin = 0,
-                              .end = layer.elements()}
-                              .hash());
+    key_hashes_.push_back(
+        Key{.stream = options.stream, .parameter = layer.name, .begin = 0, .end = layer.elements()}
+            .hash());
   }
   for (const Policy::Choice& choice : plan.choices) {
     holds_results_ = holds_results_ || choice.codec.options.nonfinite != NonFinite::kPropagate;
@@ -256,7 +251,8 @@ void ReducerThread::begin(ReductionJob job) {
     group.transfer = group.exchange->start(step_, weight, group.grads);
     group.issued = 1;
   }
-  dense_wire_bytes_ += ring_allreduce_wire_bytes(static_cast<std::uint64_t>(elements) * sizeof(float), comm_->size());
+  dense_wire_bytes_ += ring_allreduce_wire_bytes(
+      static_cast<std::uint64_t>(elements) * sizeof(float), comm_->size());
 }
 
 // One tick for the buckets before `newest`.
@@ -343,8 +339,8 @@ void ReducerThread::leave_open_step() {
   finish_buckets(true);
   memories_.rollback();
   const auto error = std::make_exception_ptr(
-      InvalidArgument("the reducer ended before the last bucket of step " +
-                      std::to_string(step_) + "\nhint: wait for the step, or abandon_step()"));
+      InvalidArgument("the reducer ended before the last bucket of step " + std::to_string(step_) +
+                      "\nhint: wait for the step, or abandon_step()"));
   for (ActiveBucket& bucket : active_) {
     complete(bucket, error);
   }
@@ -428,9 +424,8 @@ void ReducerThread::complete(ActiveBucket& bucket, const std::exception_ptr& err
 
 // A framework that rebuilds its buckets never comes back to the old ones.
 void ReducerThread::drop_stale_layouts() {
-  std::erase_if(layouts_, [this](const auto& entry) {
-    return entry.second.last_step + 2 <= step_;
-  });
+  std::erase_if(layouts_,
+                [this](const auto& entry) { return entry.second.last_step + 2 <= step_; });
 }
 
 void ReducerThread::publish(bool skipped) {
@@ -541,14 +536,14 @@ std::exception_ptr ReducerThread::lose_peer(const TransportError& error) {
 // On the watchdog's thread, while this one hangs in a call of the transport.
 void ReducerThread::end_stuck() {
   if (options_.report) {
-    options_.report(peer_lost({.rank = comm_->rank(),
-                               .world_size = comm_->size(),
-                               .step = step_,
-                               .waited = options_.deadline + options_.roll_call_grace,
-                               .deadline = options_.deadline,
-                               .cause = "a call of the transport '" + comm_->name() +
-                                        "' did not return"})
-                        .what());
+    options_.report(
+        peer_lost({.rank = comm_->rank(),
+                   .world_size = comm_->size(),
+                   .step = step_,
+                   .waited = options_.deadline + options_.roll_call_grace,
+                   .deadline = options_.deadline,
+                   .cause = "a call of the transport '" + comm_->name() + "' did not return"})
+            .what());
   }
   end_group();
 }

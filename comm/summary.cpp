@@ -55,14 +55,13 @@ std::size_t message_bytes(const Layer& layer, const Codec& codec) {
   }
   std::size_t bytes = 0;
   for (int round = 0; round < codec.linear->rounds(); ++round) {
-    bytes += static_cast<std::size_t>(codec.linear->round_elements(layer.shape, round)) *
-             sizeof(float);
+    bytes +=
+        static_cast<std::size_t>(codec.linear->round_elements(layer.shape, round)) * sizeof(float);
   }
   return bytes;
 }
 
-MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& plan,
-                               int world_size) {
+MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& plan, int world_size) {
   MemoryForecast forecast;
   if (world_size < 2) {
     return forecast;

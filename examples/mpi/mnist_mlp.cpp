@@ -100,7 +100,9 @@ struct Mlp {
     std::generate(w1.begin(), w1.end(), [&] { return scale * normal(random) / 28.0F; });
     std::generate(w2.begin(), w2.end(), [&] { return scale * normal(random) / 16.0F; });
   }
-  Floats* tensors(int i) { return std::vector<Floats*>{&w1, &b1, &w2, &b2}[static_cast<std::size_t>(i)]; }
+  Floats* tensors(int i) {
+    return std::vector<Floats*>{&w1, &b1, &w2, &b2}[static_cast<std::size_t>(i)];
+  }
 
   // Fills the hidden layer and the digits' probabilities.
   void forward(const Image& image, float* hidden, float* probability) const {
@@ -220,11 +222,12 @@ int train(const Arguments& arguments, int rank, int ranks) {
   options.deadline = std::chrono::seconds(60);
   options.report = [](const std::string& text) { std::cerr << text << std::endl; };
   options.end_program = [] { MPI_Abort(MPI_COMM_WORLD, 1); };
-  thinwire::GradientReducer reducer(
-      thinwire::make_mpi_communicator(MPI_COMM_WORLD),
-      {{"fc1.weight", {kHidden, kPixels}}, {"fc1.bias", {kHidden}},
-       {"fc2.weight", {kDigits, kHidden}}, {"fc2.bias", {kDigits}}},
-      thinwire::Policy::parse(arguments.policy), options);
+  thinwire::GradientReducer reducer(thinwire::make_mpi_communicator(MPI_COMM_WORLD),
+                                    {{"fc1.weight", {kHidden, kPixels}},
+                                     {"fc1.bias", {kHidden}},
+                                     {"fc2.weight", {kDigits, kHidden}},
+                                     {"fc2.bias", {kDigits}}},
+                                    thinwire::Policy::parse(arguments.policy), options);
   if (rank == 0) {
     std::cerr << reducer.summary() << std::endl;
   }

@@ -44,8 +44,10 @@ std::string exchange_name(const ::testing::TestParamInfo<ExchangeCase>& info) {
 
 std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks) {
   const std::vector<std::pair<std::string, Collective>> kinds = {
-      {"none", Collective::kDense},        {"none", Collective::kSparse},
-      {"bf16", Collective::kRequantising}, {"fp16", Collective::kRequantising},
+      {"none", Collective::kDense},
+      {"none", Collective::kSparse},
+      {"bf16", Collective::kRequantising},
+      {"fp16", Collective::kRequantising},
       {"bf16", Collective::kSparse},
       {"topk:0.01", Collective::kSparse},
       {"topk:0.05,values=q8", Collective::kSparse},

@@ -53,8 +53,8 @@ TEST(Handshake, FieldsThatOnlySomeRanksHaveAreShownAsNone) {
     }
     shake_hands(*comm, fields, soon());
   });
-  EXPECT_THAT(message(errors[0]),
-              AllOf(HasSubstr("layer 0:\n    rank 0: (none)\n    rank 1: w"), HasSubstr("\n  ...")));
+  EXPECT_THAT(message(errors[0]), AllOf(HasSubstr("layer 0:\n    rank 0: (none)\n    rank 1: w"),
+                                        HasSubstr("\n  ...")));
   EXPECT_EQ(message(errors[0]), message(errors[1]));
 }
 
@@ -96,19 +96,20 @@ INSTANTIATE_TEST_SUITE_P(
                      policy = "policy='none'\n[[rule]]\nname='nothing'\npolicy='bf16'";
                    },
                    "policy:"},
-        Difference{"operation",
-                   [](auto&, auto&, auto& options) { options.op = ReduceOp::kSum; },
+        Difference{"operation", [](auto&, auto&, auto& options) { options.op = ReduceOp::kSum; },
                    "operation:\n    ranks 0, 1: mean\n    rank 2: sum"},
         Difference{"stream", [](auto&, auto&, auto& options) { options.stream = "outer"; },
                    "stream:\n    ranks 0, 1: grad\n    rank 2: outer"},
-        Difference{"riding",
-                   [](auto&, auto&, auto& options) { options.ride_along_bytes = 1; },
+        Difference{"riding", [](auto&, auto&, auto& options) { options.ride_along_bytes = 1; },
                    "ride_along_bytes:"},
         Difference{"count", [](auto& layers, auto&, auto&) { layers.pop_back(); },
                    "number of layers:\n    ranks 0, 1: 7\n    rank 2: 6"},
         Difference{"layer_name", [](auto& layers, auto&, auto&) { layers[3].name = "other"; },
                    "layer 3:\n    ranks 0, 1: 'fc2.bias' fp32 [53]\n    rank 2: 'other' fp32 [53]"},
-        Difference{"shape", [](auto& layers, auto&, auto&) { layers[2].shape = {40, 53}; },
+        Difference{"shape",
+                   [](auto& layers, auto&, auto&) {
+                     layers[2].shape = {40, 53};
+                   },
                    "layer 2:"},
         Difference{"dtype", [](auto& layers, auto&, auto&) { layers[4].dtype = DType::kF16; },
                    "'half.weight' fp16"}),

@@ -69,7 +69,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::string how = argv[1];
-  const Point point{.signal = how == "kill" ? SIGKILL : how == "stop" ? SIGSTOP : 0,
+  const Point point{.signal = how == "kill"   ? SIGKILL
+                              : how == "stop" ? SIGSTOP
+                                              : 0,
                     .rank = std::atoi(argv[2]),
                     .step = std::atoi(argv[3]),
                     .bucket = std::atoi(argv[4]),

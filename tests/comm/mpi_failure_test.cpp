@@ -57,9 +57,9 @@ TEST_P(MpiKilledRank, EndsTheJobWithAReport) {
   const auto ranks = static_cast<int>(2 + random() % 3);
   const bool last_bucket = GetParam() % 5 == 0;
   const std::string arguments =
-      std::string("kill ") + std::to_string(random() % static_cast<unsigned>(ranks)) + " " + std::to_string(random() % 4) + " " +
-      std::to_string(last_bucket ? 3 : random() % 4) + (random() % 2 == 0 ? " before " : " after ") +
-      std::to_string(random() % 2000);
+      std::string("kill ") + std::to_string(random() % static_cast<unsigned>(ranks)) + " " +
+      std::to_string(random() % 4) + " " + std::to_string(last_bucket ? 3 : random() % 4) +
+      (random() % 2 == 0 ? " before " : " after ") + std::to_string(random() % 2000);
   const JobResult job = run_job(ranks, arguments);
   EXPECT_NE(job.status, 0) << arguments;
   EXPECT_NE(job.status, kTimedOut) << arguments << " hangs: " << job.output;

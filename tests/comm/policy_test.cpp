@@ -100,8 +100,9 @@ TEST(Policy, FirstRuleThatMatchesDecides) {
 TEST(Policy, CanonicalTextIsEqualForEqualPolicies) {
   EXPECT_EQ(Policy::parse("policy = \"q8\"").text(), Policy::parse("q8").text());
   const Policy a = Policy::parse("min_elements=5\npolicy='q8'\n[[rule]]\npolicy='none'\nname='a'");
-  const Policy b = Policy::parse("policy = \"q8\" # a comment\nmin_elements = 5\n[[rule]]\n"
-                                 "name = \"a\"\npolicy = \"none\"\n");
+  const Policy b = Policy::parse(
+      "policy = \"q8\" # a comment\nmin_elements = 5\n[[rule]]\n"
+      "name = \"a\"\npolicy = \"none\"\n");
   EXPECT_EQ(a.text(), b.text());
   EXPECT_EQ(Policy::parse(a.text()).text(), a.text());
   EXPECT_NE(a.text(), Policy::parse("q8").text());
@@ -125,8 +126,7 @@ struct BadPolicy {
 class PolicyRefuses : public ::testing::TestWithParam<BadPolicy> {};
 
 TEST_P(PolicyRefuses, WithPlaceAndHint) {
-  const std::string message =
-      message_of<PolicyError>([] { Policy::parse(GetParam().text); });
+  const std::string message = message_of<PolicyError>([] { Policy::parse(GetParam().text); });
   EXPECT_THAT(message, HasSubstr(GetParam().says));
   EXPECT_THAT(message, HasSubstr("hint: "));
   EXPECT_THAT(message, HasSubstr(GetParam().hints));
@@ -134,18 +134,18 @@ TEST_P(PolicyRefuses, WithPlaceAndHint) {
 
 INSTANTIATE_TEST_SUITE_P(
     Texts, PolicyRefuses,
-    ::testing::Values(
-        BadPolicy{"", "empty", "none"}, BadPolicy{"topkk:0.1", "topkk", "topk"},
-        BadPolicy{"polcy = \"q8\"", "policy:1:1: unknown key 'polcy'", "'policy'"},
-        BadPolicy{"policy = 8", "'policy' must be a string", "policy = \"...\""},
-        BadPolicy{"min_elements = -1", "at least 0", "1024"},
-        BadPolicy{"policy = \"q8\"\n[[rule]]\nnmae = \"a\"\npolicy = \"none\"",
-                  "policy:3:1: unknown key 'nmae'", "'name'"},
-        BadPolicy{"policy = \"q8\"\n[[rule]]\nname = \"a\"", "no 'policy'", "none"},
-        BadPolicy{"policy = \"q8\"\n[[rule]]\nname = \"a\"\npolicy = \"q88\"",
-                  "rule 1 (line 2): ", "q8"},
-        BadPolicy{"policy = \"q8\"\n[rule]\npolicy = \"none\"", "array of tables", "[[rule]]"},
-        BadPolicy{"policy = \"q8\nmin_elements = 1", "policy:1:", "TOML"}));
+    ::testing::Values(BadPolicy{"", "empty", "none"}, BadPolicy{"topkk:0.1", "topkk", "topk"},
+                      BadPolicy{"polcy = \"q8\"", "policy:1:1: unknown key 'polcy'", "'policy'"},
+                      BadPolicy{"policy = 8", "'policy' must be a string", "policy = \"...\""},
+                      BadPolicy{"min_elements = -1", "at least 0", "1024"},
+                      BadPolicy{"policy = \"q8\"\n[[rule]]\nnmae = \"a\"\npolicy = \"none\"",
+                                "policy:3:1: unknown key 'nmae'", "'name'"},
+                      BadPolicy{"policy = \"q8\"\n[[rule]]\nname = \"a\"", "no 'policy'", "none"},
+                      BadPolicy{"policy = \"q8\"\n[[rule]]\nname = \"a\"\npolicy = \"q88\"",
+                                "rule 1 (line 2): ", "q8"},
+                      BadPolicy{"policy = \"q8\"\n[rule]\npolicy = \"none\"", "array of tables",
+                                "[[rule]]"},
+                      BadPolicy{"policy = \"q8\nmin_elements = 1", "policy:1:", "TOML"}));
 
 TEST(Plan, HasAChoiceForEachLayer) {
   const Plan plan = Plan::make(Policy::parse("topk:0.01"), kModel);

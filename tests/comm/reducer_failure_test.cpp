@@ -14,10 +14,10 @@
 namespace thinwire::testing {
 namespace {
 
+using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using std::chrono::milliseconds;
 
 constexpr int kRanks = 4;
 constexpr std::uint64_t kSteps = 4;
@@ -90,8 +90,8 @@ std::exception_ptr train(GradientReducer& reducer, int rank, const Point& before
         if (before) {
           before(step, bucket);
         }
-        reductions.push_back(reducer.reduce(
-            gradients.bucket(kBuckets[bucket], bucket + 1 == kBuckets.size())));
+        reductions.push_back(
+            reducer.reduce(gradients.bucket(kBuckets[bucket], bucket + 1 == kBuckets.size())));
         if (after) {
           after(step, bucket);
         }
@@ -123,8 +123,8 @@ void expect_peer_lost(const std::exception_ptr& failure, int rank, int victim) {
     EXPECT_THAT(lost.ranks, ElementsAre(victim)) << lost.what();
     EXPECT_LT(lost.step, kSteps);
     EXPECT_THAT(lost.what(),
-                AllOf(HasSubstr(std::string("no answer from rank ") + std::to_string(victim) + " at step " +
-                                std::to_string(lost.step)),
+                AllOf(HasSubstr(std::string("no answer from rank ") + std::to_string(victim) +
+                                " at step " + std::to_string(lost.step)),
                       HasSubstr(std::string("this rank (") + std::to_string(rank) + " of 4)"),
                       HasSubstr("deadline"), HasSubstr("hint: ")));
   } catch (const std::exception& other) {
@@ -144,8 +144,9 @@ TEST_P(ReducerDeadRank, EverySurvivorNamesItAndIsAtACommittedStep) {
   const bool after_reduce = random() % 2 == 0 || GetParam() % 5 == 0;
   const auto delay = std::chrono::microseconds(random() % 300);
   const bool silent = GetParam() % 2 == 0;
-  SCOPED_TRACE(std::string("rank ") + std::to_string(victim) + " dies at step " + std::to_string(at_step) +
-               (after_reduce ? " after" : " before") + " bucket " + std::to_string(at_bucket));
+  SCOPED_TRACE(std::string("rank ") + std::to_string(victim) + " dies at step " +
+               std::to_string(at_step) + (after_reduce ? " after" : " before") + " bucket " +
+               std::to_string(at_bucket));
   undisturbed();
 
   LoopbackGroup group(kRanks);
@@ -156,8 +157,8 @@ TEST_P(ReducerDeadRank, EverySurvivorNamesItAndIsAtACommittedStep) {
     const auto die = [&](std::uint64_t step, std::size_t bucket) {
       if (rank == victim && step == at_step && bucket == at_bucket) {
         std::this_thread::sleep_for(delay);
-        group.kill(victim, silent ? LoopbackGroup::Death::kSilent
-                                  : LoopbackGroup::Death::kConnection);
+        group.kill(victim,
+                   silent ? LoopbackGroup::Death::kSilent : LoopbackGroup::Death::kConnection);
       }
     };
     const std::exception_ptr failure =
@@ -185,21 +186,20 @@ TEST(ReducerFailure, AHungRankIsNamedByAllOthers) {
   for (const int victim : {0, 3}) {
     LoopbackGroup group(kRanks);
     std::atomic<int> through{0};
-    const auto errors =
-        run_group(group, kRanks, [&](int rank, std::unique_ptr<Communicator> comm) {
-          GradientReducer reducer(std::move(comm), small_model(), Policy::parse(kPolicy),
-                                  with_deadline(milliseconds(1500)));
-          const std::exception_ptr failure =
-              train(reducer, rank, [&](std::uint64_t step, std::size_t bucket) {
-                while (rank == victim && step == 1 && bucket == 2 && through < kRanks - 1) {
-                  std::this_thread::sleep_for(milliseconds(5));
-                }
-              });
-          if (rank != victim) {
-            expect_peer_lost(failure, rank, victim);
-            ++through;
-          }
-        });
+    const auto errors = run_group(group, kRanks, [&](int rank, std::unique_ptr<Communicator> comm) {
+      GradientReducer reducer(std::move(comm), small_model(), Policy::parse(kPolicy),
+                              with_deadline(milliseconds(1500)));
+      const std::exception_ptr failure =
+          train(reducer, rank, [&](std::uint64_t step, std::size_t bucket) {
+            while (rank == victim && step == 1 && bucket == 2 && through < kRanks - 1) {
+              std::this_thread::sleep_for(milliseconds(5));
+            }
+          });
+      if (rank != victim) {
+        expect_peer_lost(failure, rank, victim);
+        ++through;
+      }
+    });
     for (const auto& error : errors) {
       EXPECT_EQ(message(error), "");
     }

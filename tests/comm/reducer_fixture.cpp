@@ -20,8 +20,8 @@ std::uint64_t mix(std::uint64_t x) {  // the finaliser of splitmix64
 }  // namespace
 
 std::vector<Layer> small_model() {
-  return {{"fc1.weight", {40, 33}, DType::kF32}, {"fc1.bias", {40}, DType::kF32},
-          {"fc2.weight", {53, 40}, DType::kF32}, {"fc2.bias", {53}, DType::kF32},
+  return {{"fc1.weight", {40, 33}, DType::kF32},   {"fc1.bias", {40}, DType::kF32},
+          {"fc2.weight", {53, 40}, DType::kF32},   {"fc2.bias", {53}, DType::kF32},
           {"half.weight", {31, 37}, DType::kBF16}, {"out.weight", {10, 53}, DType::kF32},
           {"out.bias", {10}, DType::kF32}};
 }
@@ -101,8 +101,7 @@ std::uint64_t Gradients::hash() const {
   return hash;
 }
 
-std::vector<std::exception_ptr> run_group(LoopbackGroup& group, int size,
-                                          const ReducerWork& work) {
+std::vector<std::exception_ptr> run_group(LoopbackGroup& group, int size, const ReducerWork& work) {
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(size));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
@@ -144,8 +143,7 @@ void reduce_step(GradientReducer& reducer, Gradients& gradients,
                  const std::vector<std::vector<std::size_t>>& buckets) {
   std::vector<std::shared_ptr<Reduction>> reductions;
   for (std::size_t i = 0; i < buckets.size(); ++i) {
-    reductions.push_back(
-        reducer.reduce(gradients.bucket(buckets[i], i + 1 == buckets.size())));
+    reductions.push_back(reducer.reduce(gradients.bucket(buckets[i], i + 1 == buckets.size())));
   }
   for (const auto& reduction : reductions) {
     reduction->wait();

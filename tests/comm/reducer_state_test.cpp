@@ -94,16 +94,15 @@ void run_with_bad_value(
 }
 
 TEST_P(ReducerNonFinite, PropagateMakesThatTensorNaNEverywhere) {
-  run_with_bad_value(kMixed, GetParam(),
-                     [](GradientReducer& reducer, Gradients& gradients, const auto& error) {
-                       EXPECT_EQ(message(error), "");
-                       for (std::size_t layer = 0; layer < reducer.layers().size(); ++layer) {
-                         for (const float value : gradients.values(layer)) {
-                           ASSERT_EQ(std::isnan(value), layer == GetParam().layer)
-                               << reducer.layers()[layer].name;
-                         }
-                       }
-                     });
+  run_with_bad_value(
+      kMixed, GetParam(), [](GradientReducer& reducer, Gradients& gradients, const auto& error) {
+        EXPECT_EQ(message(error), "");
+        for (std::size_t layer = 0; layer < reducer.layers().size(); ++layer) {
+          for (const float value : gradients.values(layer)) {
+            ASSERT_EQ(std::isnan(value), layer == GetParam().layer) << reducer.layers()[layer].name;
+          }
+        }
+      });
 }
 
 TEST_P(ReducerNonFinite, SkipStepZeroesEveryGradientEverywhere) {
@@ -128,18 +127,18 @@ TEST_P(ReducerNonFinite, ErrorNamesTheLayerOnEveryRankAndTheReducerGoesOn) {
                      });
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Reducer, ReducerNonFinite,
-    ::testing::Values(Bad{"topk", 0, std::nanf("")}, Bad{"dense", 1, HUGE_VALF},
-                      Bad{"q4", 2, -HUGE_VALF}, Bad{"randmask", 4, std::nanf("")},
-                      Bad{"small", 5, HUGE_VALF}, Bad{"last", 6, std::nanf("")}),
-    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Reducer, ReducerNonFinite,
+                         ::testing::Values(Bad{"topk", 0, std::nanf("")},
+                                           Bad{"dense", 1, HUGE_VALF}, Bad{"q4", 2, -HUGE_VALF},
+                                           Bad{"randmask", 4, std::nanf("")},
+                                           Bad{"small", 5, HUGE_VALF},
+                                           Bad{"last", 6, std::nanf("")}),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(ReducerState, WithoutTransactionsASkippedStepStaysInTheResidual) {
   run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
     const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers,
-                            Policy::parse("topk:0.05,transactional=off"));
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05,transactional=off"));
     Gradients gradients(layers);
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);

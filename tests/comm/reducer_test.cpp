@@ -81,7 +81,8 @@ TEST_P(ReducerPolicies, NothingIsLost) {
         const std::lock_guard lock(mutex);
         for (std::size_t layer = 0; layer < layers.size(); ++layer) {
           for (std::size_t i = 0; i < given[layer].size(); ++i) {
-            given[layer][i] += gradients.get(layer, static_cast<std::int64_t>(i)) / double{1} / ranks;
+            given[layer][i] +=
+                gradients.get(layer, static_cast<std::int64_t>(i)) / double{1} / ranks;
           }
         }
       }
@@ -119,9 +120,9 @@ TEST_P(ReducerPolicies, NothingIsLost) {
 INSTANTIATE_TEST_SUITE_P(
     Reducer, ReducerPolicies,
     ::testing::Values(Case{"none", 2}, Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
-                      Case{"topk:0.02,values=q8", 3}, Case{"topk:0.02,values=q8", 4},
-                      Case{"q4", 2}, Case{"q4", 3}, Case{"q8,stochastic", 4}, Case{"q2", 7},
-                      Case{"bf16", 4}, Case{"randmask:0.1", 2}, Case{"randmask:0.1", 4},
+                      Case{"topk:0.02,values=q8", 3}, Case{"topk:0.02,values=q8", 4}, Case{"q4", 2},
+                      Case{"q4", 3}, Case{"q8,stochastic", 4}, Case{"q2", 7}, Case{"bf16", 4},
+                      Case{"randmask:0.1", 2}, Case{"randmask:0.1", 4},
                       Case{"policy = \"topk:0.05\"\n[[rule]]\nname = \"fc2.weight\"\npolicy = "
                            "\"q8\"\n[[rule]]\nname = \"half.weight\"\npolicy = \"randmask:0.2\"",
                            4}));
@@ -208,11 +209,11 @@ TEST(Reducer, CallbacksComeOnceABucketWithTheResultInPlace) {
       changed = gradients.get(0, 0) != mine;
       ++calls;
     });
-    const auto rest = reducer.reduce(gradients.bucket({1, 2, 3, 4, 5, 6}, true),
-                                     [&](std::exception_ptr error) {
-                                       EXPECT_FALSE(error);
-                                       ++calls;
-                                     });
+    const auto rest =
+        reducer.reduce(gradients.bucket({1, 2, 3, 4, 5, 6}, true), [&](std::exception_ptr error) {
+          EXPECT_FALSE(error);
+          ++calls;
+        });
     first->wait();
     rest->wait();
     reducer.stats();
@@ -283,8 +284,8 @@ TEST(Reducer, StatsTellBytesAndLayers) {
     EXPECT_GT(stats.wire_bytes, 0u);
     EXPECT_GT(stats.ratio, 2);
     EXPECT_EQ(stats.ratio_bf16, stats.ratio / 2);
-    EXPECT_EQ(stats.ratio, static_cast<double>(stats.dense_wire_bytes) /
-                               static_cast<double>(stats.wire_bytes));
+    EXPECT_EQ(stats.ratio,
+              static_cast<double>(stats.dense_wire_bytes) / static_cast<double>(stats.wire_bytes));
     EXPECT_EQ(stats.memory_bytes, 2 * sizeof(float) * (1320 + 2120 + 1147));
     EXPECT_GT(stats.buffer_bytes, 0u);
     ASSERT_EQ(stats.layers.size(), layers.size());
@@ -342,14 +343,30 @@ TEST(Reducer, MisuseIsRefusedWithRankAndLayerAndTheStepGoesOn) {
   static std::vector<float> other(2120);
   static double doubles[40];
   const std::vector<Misuse> cases = {
-      {"index", [](Gradients&) { return Bucket{{{99, view(other)}}, true}; }, "layer index 99"},
-      {"shape", [](Gradients&) { return Bucket{{{0, view(other)}}, true}; },
+      {"index",
+       [](Gradients&) {
+         return Bucket{{{99, view(other)}}, true};
+       },
+       "layer index 99"},
+      {"shape",
+       [](Gradients&) {
+         return Bucket{{{0, view(other)}}, true};
+       },
        "'fc1.weight': expected 1320 elements (shape [40, 33]), got 2120"},
-      {"null", [](Gradients&) { return Bucket{{{1, {nullptr, 40, DType::kF32}}}, true}; },
+      {"null",
+       [](Gradients&) {
+         return Bucket{{{1, {nullptr, 40, DType::kF32}}}, true};
+       },
        "'fc1.bias': expected 40 elements"},
-      {"dtype", [](Gradients&) { return Bucket{{{1, {doubles, 40, DType::kF64}}}, true}; },
+      {"dtype",
+       [](Gradients&) {
+         return Bucket{{{1, {doubles, 40, DType::kF64}}}, true};
+       },
        "expected fp32, got fp64"},
-      {"twice in a bucket", [](Gradients& g) { return g.bucket({1, 1}, true); },
+      {"twice in a bucket",
+       [](Gradients& g) {
+         return g.bucket({1, 1}, true);
+       },
        "'fc1.bias': given twice"},
       {"twice in a step", [](Gradients& g) { return g.bucket({0}, true); },
        "'fc1.weight': given twice"}};
@@ -376,16 +393,16 @@ TEST(Reducer, MisuseIsRefusedWithRankAndLayerAndTheStepGoesOn) {
 
 TEST(Reducer, IntegerLayersAreRefused) {
   run_ranks(2, [](int, std::unique_ptr<Communicator> comm) {
-    GradientReducer reducer(
-        std::move(comm), {{"w", {64, 64}, DType::kF32}, {"counter", {4}, DType::kOther}},
-        Policy::parse("q8"));
+    GradientReducer reducer(std::move(comm),
+                            {{"w", {64, 64}, DType::kF32}, {"counter", {4}, DType::kOther}},
+                            Policy::parse("q8"));
     std::int8_t counter[4] = {1, 2, 3, 4};
     try {
       reducer.reduce({{{1, {counter, 4, DType::kOther}}}, true});
       ADD_FAILURE() << "accepted";
     } catch (const InvalidArgument& error) {
-      EXPECT_THAT(error.what(), AllOf(HasSubstr("'counter'"), HasSubstr("integers"),
-                                      HasSubstr("hint: ")));
+      EXPECT_THAT(error.what(),
+                  AllOf(HasSubstr("'counter'"), HasSubstr("integers"), HasSubstr("hint: ")));
     }
   });
 }
