@@ -194,11 +194,34 @@ class Group {
 
   bool unusable() const { return unusable_; }
 
+  const ContextPtr& context() const { return context_; }
+
+  using Buffer = gloo::transport::UnboundBuffer;
+
+  // The buffers whose waits close() must end; for as long as it lives, within the buffers' life.
+  class Interruptible {
+   public:
+    Interruptible(Group& group, std::vector<Buffer*> buffers) : group_(group) {
+      const std::lock_guard lock(group_.waits_mutex_);
+      group_.waits_ = std::move(buffers);
+    }
+    ~Interruptible() {
+      const std::lock_guard lock(group_.waits_mutex_);
+      group_.waits_.clear();
+    }
+    Interruptible(const Interruptible&) = delete;
+    Interruptible& operator=(const Interruptible&) = delete;
+
+   private:
+    Group& group_;
+  };
+
   // On the executor's thread.
-  void collective(const char* verb, const std::function<void(const ContextPtr&)>& work) {
+  void collective(const char* verb, const std::function<void(Group&)>& work) {
     refuse_if_unusable();
     try {
-      work(context_);
+      work(*this);
+      refuse_if_unusable();  // an interrupted wait looks like a finished one to Gloo
     } catch (const std::exception& error) {
       close();
       throw TransportError("gloo " + std::string(verb) + " at rank " + std::to_string(rank_) +
@@ -217,6 +240,13 @@ class Group {
       context_->createUnboundBuffer(&nothing, 1)->waitRecv(milliseconds(1));
     } catch (const std::exception&) {
       // the time-out itself
+    }
+    // A send that failed while it was being written is on no list of its pair, and its waiter would
+    // sleep on. Woken, it meets a failed pair at its next step.
+    const std::lock_guard lock(waits_mutex_);
+    for (Buffer* buffer : waits_) {
+      buffer->abortWaitSend();
+      buffer->abortWaitRecv();
     }
   }
 
@@ -239,6 +269,8 @@ class Group {
   GlooOptions options_;
   ContextPtr context_;  // null in a group of one
   std::atomic<bool> unusable_{false};
+  std::mutex waits_mutex_;
+  std::vector<Buffer*> waits_;
 };
 
 class GlooTransfer final : public Transfer {
@@ -269,14 +301,40 @@ class GlooTransfer final : public Transfer {
 };
 
 template <typename T>
-void ring_allreduce(const ContextPtr& context, TensorView data, std::uint32_t tag) {
-  gloo::AllreduceOptions options(context);
+void ring_allreduce(Group& group, TensorView data, std::uint32_t tag) {
+  auto buffer = group.context()->createUnboundBuffer(data.data, data.bytes());
+  const std::vector<Group::Buffer*> waits = {buffer.get()};
+  gloo::AllreduceOptions options(group.context());
   options.setAlgorithm(gloo::AllreduceOptions::Algorithm::RING);
-  options.setOutput(static_cast<T*>(data.data), static_cast<std::size_t>(data.elements));
+  options.setOutput<T>(std::move(buffer));
   options.setReduceFunction(
       static_cast<void (*)(void*, const void*, const void*, std::size_t)>(&gloo::sum<T>));
   options.setTag(tag);
+  const Group::Interruptible interruptible(group, waits);
   gloo::allreduce(options);
+}
+
+// Allgather and alltoall: the same options by other names.
+template <typename Options>
+void exchange_bytes(Group& group, std::span<const std::byte> in, std::span<std::byte> out,
+                    std::uint32_t tag, void (*collective)(Options&)) {
+  if (in.empty()) {
+    return;
+  }
+  if (!group.context()) {
+    std::memcpy(out.data(), in.data(), in.size());
+    return;
+  }
+  // Gloo does not write through the input pointer.
+  auto from = group.context()->createUnboundBuffer(const_cast<std::byte*>(in.data()), in.size());
+  auto to = group.context()->createUnboundBuffer(out.data(), out.size());
+  const std::vector<Group::Buffer*> waits = {from.get(), to.get()};
+  Options options(group.context());
+  options.template setInput<char>(std::move(from));
+  options.template setOutput<char>(std::move(to));
+  options.setTag(tag);
+  const Group::Interruptible interruptible(group, waits);
+  collective(options);
 }
 
 class GlooCommunicator final : public Communicator {
@@ -312,14 +370,14 @@ class GlooCommunicator final : public Communicator {
                             std::string(thinwire::name(data.dtype)));
     }
     sent_bytes_ += allreduce_wire_bytes(data);
-    return start("allreduce", [data, tag = tag_++](const ContextPtr& context) {
-      if (data.elements == 0 || !context) {
+    return start("allreduce", [data, tag = tag_++](Group& group) {
+      if (data.elements == 0 || !group.context()) {
         return;
       }
       if (data.dtype == DType::kF32) {
-        ring_allreduce<float>(context, data, tag);
+        ring_allreduce<float>(group, data, tag);
       } else {
-        ring_allreduce<double>(context, data, tag);
+        ring_allreduce<double>(group, data, tag);
       }
     });
   }
@@ -333,20 +391,8 @@ class GlooCommunicator final : public Communicator {
     }
     // Gloo's ring sends each block in two halves.
     sent_bytes_ += 2 * allgather_wire_bytes((in.size() + 1) / 2, size_, kFraming);
-    return start("allgather", [in, out, tag = tag_++](const ContextPtr& context) {
-      if (in.empty()) {
-        return;
-      }
-      if (!context) {
-        std::memcpy(out.data(), in.data(), in.size());
-        return;
-      }
-      gloo::AllgatherOptions options(context);
-      // Gloo does not write through the input pointer.
-      options.setInput(reinterpret_cast<char*>(const_cast<std::byte*>(in.data())), in.size());
-      options.setOutput(reinterpret_cast<char*>(out.data()), out.size());
-      options.setTag(tag);
-      gloo::allgather(options);
+    return start("allgather", [in, out, tag = tag_++](Group& group) {
+      exchange_bytes<gloo::AllgatherOptions>(group, in, out, tag, &gloo::allgather);
     });
   }
 
@@ -360,19 +406,8 @@ class GlooCommunicator final : public Communicator {
                             std::to_string(out.size()));
     }
     sent_bytes_ += alltoall_wire_bytes(in.size() / ranks, size_, kFraming);
-    return start("alltoall", [in, out, tag = tag_++](const ContextPtr& context) {
-      if (in.empty()) {
-        return;
-      }
-      if (!context) {
-        std::memcpy(out.data(), in.data(), in.size());
-        return;
-      }
-      gloo::AlltoallOptions options(context);
-      options.setInput(reinterpret_cast<char*>(const_cast<std::byte*>(in.data())), in.size());
-      options.setOutput(reinterpret_cast<char*>(out.data()), out.size());
-      options.setTag(tag);
-      gloo::alltoall(options);
+    return start("alltoall", [in, out, tag = tag_++](Group& group) {
+      exchange_bytes<gloo::AlltoallOptions>(group, in, out, tag, &gloo::alltoall);
     });
   }
 
@@ -413,8 +448,8 @@ class GlooCommunicator final : public Communicator {
 
   void say_goodbye() noexcept {
     try {
-      start("goodbye", [tag = tag_++](const ContextPtr& context) {
-        gloo::BarrierOptions options(context);
+      start("goodbye", [tag = tag_++](Group& group) {
+        gloo::BarrierOptions options(group.context());
         options.setTag(tag);
         options.setTimeout(kGoodbye);
         gloo::barrier(options);
