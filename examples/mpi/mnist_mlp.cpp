@@ -7,6 +7,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -28,7 +29,7 @@ using thinwire::Bucket;
 using Floats = std::vector<float>;
 
 constexpr int kPixels = 784;
-constexpr int kHidden = 256;
+constexpr int kHidden = 128;
 constexpr int kDigits = 10;
 constexpr int kBatch = 32;  // a rank
 constexpr float kLearningRate = 0.05F;
@@ -98,11 +99,9 @@ struct Mlp {
     std::mt19937 random(2);  // the same weights on every rank
     std::normal_distribution<float> normal;
     std::generate(w1.begin(), w1.end(), [&] { return scale * normal(random) / 28.0F; });
-    std::generate(w2.begin(), w2.end(), [&] { return scale * normal(random) / 16.0F; });
+    std::generate(w2.begin(), w2.end(), [&] { return scale * normal(random) / 11.0F; });
   }
-  Floats* tensors(int i) {
-    return std::vector<Floats*>{&w1, &b1, &w2, &b2}[static_cast<std::size_t>(i)];
-  }
+  std::array<Floats*, 4> tensors() { return {&w1, &b1, &w2, &b2}; }
 
   // Fills the hidden layer and the digits' probabilities.
   void forward(const Image& image, float* hidden, float* probability) const {
@@ -183,9 +182,9 @@ double accuracy(const Mlp& model, const std::vector<Image>& images, std::size_t 
 // FNV-1a over the weights' bits.
 unsigned long long hash(Mlp& model) {
   unsigned long long result = 14695981039346656037ULL;
-  for (int t = 0; t < 4; ++t) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(model.tensors(t)->data());
-    for (std::size_t i = 0; i < model.tensors(t)->size() * sizeof(float); ++i) {
+  for (const Floats* tensor : model.tensors()) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(tensor->data());
+    for (std::size_t i = 0; i < tensor->size() * sizeof(float); ++i) {
       result = (result ^ bytes[i]) * 1099511628211ULL;
     }
   }
@@ -201,12 +200,13 @@ bool replicas_identical(Mlp& model, int ranks) {
 }
 
 void sgd_step(Mlp& model, Mlp& gradient, Mlp& velocity) {
-  for (int t = 0; t < 4; ++t) {
-    Floats& weight = *model.tensors(t);
-    for (std::size_t i = 0; i < weight.size(); ++i) {
-      float& v = (*velocity.tensors(t))[i];
-      v = kMomentum * v + (*gradient.tensors(t))[i];
-      weight[i] -= kLearningRate * v;
+  for (std::size_t t = 0; t < 4; ++t) {
+    Floats& w = *model.tensors()[t];
+    Floats& v = *velocity.tensors()[t];
+    const Floats& g = *gradient.tensors()[t];
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      v[i] = kMomentum * v[i] + g[i];
+      w[i] -= kLearningRate * v[i];
     }
   }
 }
