@@ -42,8 +42,9 @@ std::string exchange_name(const ::testing::TestParamInfo<ExchangeCase>& info) {
   return name;
 }
 
-std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks) {
-  const std::vector<std::pair<std::string, Collective>> kinds = {
+std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Selection selection) {
+  using Kinds = std::vector<std::pair<std::string, Collective>>;
+  const Kinds every = {
       {"none", Collective::kDense},
       {"none", Collective::kSparse},
       {"bf16", Collective::kRequantising},
@@ -58,9 +59,15 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks) {
       {"q1", Collective::kRequantising},
       {"randmask:0.1", Collective::kLinear},
   };
+  const Kinds one_each = {
+      {"none", Collective::kDense},
+      {"topk:0.05,values=q8", Collective::kSparse},
+      {"q4", Collective::kRequantising},
+      {"randmask:0.1", Collective::kLinear},
+  };
   std::vector<ExchangeCase> cases;
   for (const Ranks& group : ranks) {
-    for (const auto& [spec, collective] : kinds) {
+    for (const auto& [spec, collective] : selection == Selection::kEveryCodec ? every : one_each) {
       cases.push_back({group, spec, collective});
     }
   }

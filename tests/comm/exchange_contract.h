@@ -28,8 +28,12 @@ struct ExchangeCase {
 std::ostream& operator<<(std::ostream& out, const ExchangeCase& c);
 std::string exchange_name(const ::testing::TestParamInfo<ExchangeCase>& info);
 
-// Every codec over the collectives that carry it, for each of `ranks`.
-std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks);
+enum class Selection {
+  kEveryCodec,      // over the collectives that carry it
+  kOneACollective,  // where the transport is slow: the exchanges are the same on all
+};
+std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks,
+                                         Selection selection = Selection::kEveryCodec);
 
 class ExchangeContract : public ::testing::TestWithParam<ExchangeCase> {};
 

@@ -6,6 +6,8 @@
 namespace thinwire::testing {
 
 INSTANTIATE_TEST_SUITE_P(Gloo, ExchangeContract,
-                         ::testing::ValuesIn(exchange_cases(gloo_thread_ranks())), exchange_name);
+                         ::testing::ValuesIn(exchange_cases(gloo_thread_ranks(),
+                                                            Selection::kOneACollective)),
+                         exchange_name);
 
 }  // namespace thinwire::testing
