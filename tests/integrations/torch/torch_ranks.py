@@ -7,7 +7,9 @@ Gloo process group over loopback, and fails the test when one of them raises or 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -53,10 +55,18 @@ def run_ranks(
     return process.stdout
 
 
+_ports = itertools.count(10_000 + os.getpid() * 61 % 20_000)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Another port each time, below those that the kernel hands out by itself."""
+    for port in _ports:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("unreachable")
 
 
 def fork_ranks(function: Any, size: int, *arguments: Any, backend: str = "gloo") -> list[int]:
@@ -86,7 +96,8 @@ def _be_rank(
         torch.manual_seed(1234 + rank)
         dist.init_process_group(backend)
         function(rank, size, *arguments)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         code = 0
     except BaseException:
         print(f"--- rank {rank} of {size}\n{traceback.format_exc()}", flush=True)
@@ -109,6 +120,7 @@ def wait_ranks(pids: list[int], seconds: float) -> list[int]:
             elif time.monotonic() > end:
                 print(f"--- rank {pids.index(pid)} still ran after {seconds} s", flush=True)
                 os.kill(pid, signal.SIGKILL)
+                end = time.monotonic() + 5
         time.sleep(0.01)
     return [codes[pid] for pid in pids]
 
@@ -116,7 +128,7 @@ def wait_ranks(pids: list[int], seconds: float) -> list[int]:
 def _main() -> int:
     file, function, size, seconds, arguments = sys.argv[1:]
     import thinwire.torch  # noqa: F401
-    import torch.nn.parallel  # noqa: F401  (before the fork, so that it is loaded once)
+    import torch._dynamo  # noqa: F401  (DDP imports it; before the fork, so that it is loaded once)
 
     spec = importlib.util.spec_from_file_location("job", file)
     assert spec is not None
