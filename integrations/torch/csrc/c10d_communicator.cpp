@@ -306,20 +306,22 @@ void C10dCommunicator::abort() noexcept {
   }
   try {
     backend_->abort();
-    if (is_gloo_ && size() > 1) {
-      // Gloo has no abort, but a receive that times out closes all connections of its context, and
-      // contexts (one a network interface) serve tags in turn.
-      constexpr int kContexts = 8;
-      for (int tag = kUnusedTags; tag < kUnusedTags + kContexts; ++tag) {
-        std::vector<at::Tensor> nothing{at::empty({1}, at::kByte)};
-        const auto work = backend_->recv(nothing, (rank() + 1) % size(), tag);
+  } catch (...) {
+  }
+  if (is_gloo_) {
+    // Gloo has no abort, but a receive that times out closes all connections of its context, and
+    // contexts (one a network interface) serve tags in turn. A peer whose connection is closed
+    // already refuses at once; then the next one's is tried.
+    constexpr int kContexts = 8;
+    for (int tag = kUnusedTags; tag < kUnusedTags + kContexts; ++tag) {
+      for (int i = 1; i < size(); ++i) {
         try {
-          work->wait(milliseconds(1));
-        } catch (const std::exception&) {
+          std::vector<at::Tensor> nothing{at::empty({1}, at::kByte)};
+          backend_->recv(nothing, (rank() + i) % size(), tag)->wait(milliseconds(1));
+        } catch (...) {
         }
       }
     }
-  } catch (...) {
   }
 }
 
