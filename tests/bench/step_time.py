@@ -39,13 +39,20 @@ from examples.demo.environment import (
     say,
 )
 from examples.demo.hosts import LOOPBACK, Hosts
-from examples.demo.methods import BOUND, check_spec, label
+from examples.demo.methods import BOUND, FLOOR, check_spec, label
 from examples.demo.pool import WorkerError, WorkerPool
 from examples.demo.records import MB, RatePoint, dense_mb, groups, link_text
 from examples.demo.report import ratio_text
 from examples.demo.tasks import TASKS, Shard
 
-METHODS = ["none", "powersgd:1", "thinwire:topk:0.01,values=q8", "thinwire:topk:0.001,values=q8"]
+METHODS = [
+    FLOOR,
+    "none",
+    "fp16",
+    "powersgd:1",
+    "thinwire:topk:0.01,values=q8",
+    "thinwire:topk:0.001,values=q8",
+]
 FIRST_WARM_STEPS = 3
 """DDP rebuilds its buckets after its first step; the PowerSGD hook sends its first two dense."""
 ACCURACY_METHODS = ["none", "thinwire:topk:0.01,values=q8"]
@@ -270,7 +277,8 @@ class Measurement:
     def _finish(self, pool: WorkerPool, result: Result) -> None:
         ends = pool.call("result", job=result.method)
         pool.call("close", job=result.method)
-        result.replicas_identical &= len({end["hash"] for end in ends}) == 1
+        if result.method != FLOOR:
+            result.replicas_identical &= len({end["hash"] for end in ends}) == 1
         result.trained_steps = ends[0]["steps"]
         shards = [Shard(*end["shard"]) for end in ends]
         result.values.append(TASKS[result.task].score(shards))
@@ -295,7 +303,7 @@ def cells(result: Result) -> list[str]:
         f"{result.wire_mb_step:.3g}",
         ratio_text(result.ratio_fp32),
         ratio_text(result.ratio_fp32 / 2.0),
-        "yes" if result.replicas_identical else "NO",
+        "–" if result.method == FLOOR else "yes" if result.replicas_identical else "NO",
     ]
 
 
