@@ -25,8 +25,9 @@ HWY_INLINE VF32 code_value(VU32 bits) {
 }
 
 // Whole vectors of [0, n); returns how many elements were done.
-template <DType kType, bool kStream, typename T>
-std::int64_t encode_vectors(const CastEncode& args, T* grad, bool& finite) {
+template <DType kType, typename T>
+HWY_NOINLINE std::int64_t encode_vectors(const CastEncode& args, T* grad, bool stream,
+                                         bool& finite) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32()));
   const VF32 decay = hn::Set(F32(), args.decay);
   auto largest = hn::Zero(I32());
@@ -39,7 +40,7 @@ std::int64_t encode_vectors(const CastEncode& args, T* grad, bool& finite) {
     store_bits16(bits, args.codes + 2 * i);
     if (args.next != nullptr) {
       const VF32 rest = hn::Sub(v, code_value<kType>(bits));
-      if (kStream) {
+      if (stream) {
         hn::Stream(rest, F32(), args.next + i);
       } else {
         hn::StoreU(rest, F32(), args.next + i);
@@ -47,7 +48,7 @@ std::int64_t encode_vectors(const CastEncode& args, T* grad, bool& finite) {
     }
     if (args.zero_gradient) store_zero(grad + i);
   }
-  if (kStream) hwy::FlushStream();
+  if (stream) hwy::FlushStream();
   finite = hn::AllTrue(I32(), hn::Lt(largest, hn::Set(I32(), static_cast<int>(kInfBits32))));
   return i;
 }
@@ -59,8 +60,7 @@ bool encode_typed(const CastEncode& args) {
                       static_cast<std::size_t>(n) * sizeof(float) >= kStreamBytes;
   return visit(args.grad, [&](auto* grad) {
     bool finite = true;
-    const std::int64_t done = stream ? encode_vectors<kType, true>(args, grad, finite)
-                                     : encode_vectors<kType, false>(args, grad, finite);
+    const std::int64_t done = encode_vectors<kType>(args, grad, stream, finite);
     CastEncode tail = args;
     tail.grad = args.grad.slice(done, n);
     if (args.residual != nullptr) tail.residual += done;
