@@ -13,6 +13,8 @@ namespace thinwire {
 namespace {
 
 std::string target_name(std::int64_t target) {
+  // Highway's code without SIMD, which has two names because compilers differ in what they bear.
+  if (target == HWY_EMU128 || target == HWY_SCALAR) return "scalar";
   std::string name = hwy::TargetName(target);
   for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return name;
