@@ -25,8 +25,8 @@ struct JobResult {
 JobResult run_job(int ranks, const std::string& arguments) {
   // timeout only ends a job that hangs, which fails the test.
   const std::string command =
-      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout -k 5 90 " TW_MPIEXEC
-      " --oversubscribe -np " +
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 LSAN_OPTIONS=detect_leaks=0 "
+      "timeout -k 5 90 " TW_MPIEXEC " --oversubscribe -np " +
       std::to_string(ranks) + " " TW_FAILING_JOB " " + arguments + " 2>&1";
   JobResult result;
   FILE* pipe = popen(command.c_str(), "r");
