@@ -485,7 +485,7 @@ class GlooCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> make_gloo_communicator(int rank, int size,
                                                      std::shared_ptr<gloo::rendezvous::Store> store,
-                                                     GlooOptions options) {
+                                                     const GlooOptions& options) {
   if (size < 1 || rank < 0 || rank >= size || !store) {
     throw InvalidArgument("gloo rank " + std::to_string(rank) + " of " + std::to_string(size) +
                           ": a rank in [0, size) and a store expected");

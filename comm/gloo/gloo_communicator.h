@@ -29,6 +29,6 @@ struct GlooOptions {
 // inner store must outlive the communicator).
 std::unique_ptr<Communicator> make_gloo_communicator(int rank, int size,
                                                      std::shared_ptr<gloo::rendezvous::Store> store,
-                                                     GlooOptions options = {});
+                                                     const GlooOptions& options = {});
 
 }  // namespace thinwire
