@@ -262,7 +262,7 @@ class GradientReducer::Impl {
         }
         options_.end_program ? options_.end_program() : comm.abort();
       }
-      throw lost;
+      throw PeerLost(lost);
     }
   }
 
