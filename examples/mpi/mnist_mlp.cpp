@@ -136,11 +136,11 @@ struct Backward {
       model.forward(*batch[n], &hidden[n * kHidden], e);
       loss -= std::log(e[batch[n]->label]) / kBatch;
       e[batch[n]->label] -= 1.0F;
-      for (int d = 0; d < kDigits; ++d) {
+      for (std::size_t d = 0; d < kDigits; ++d) {
         e[d] /= kBatch;
-        gradient.b2[static_cast<std::size_t>(d)] += e[d];
-        for (int j = 0; j < kHidden; ++j) {
-          gradient.w2[static_cast<std::size_t>(d * kHidden + j)] += e[d] * h[j];
+        gradient.b2[d] += e[d];
+        for (std::size_t j = 0; j < kHidden; ++j) {
+          gradient.w2[d * kHidden + j] += e[d] * h[j];
         }
       }
     }
