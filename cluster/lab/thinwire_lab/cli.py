@@ -114,27 +114,42 @@ def _network(addresses: Sequence[str]) -> str:
 def _run(options: argparse.Namespace) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     lab = Lab.attach(options.name)
+    interrupts = _Forward()
     job = lab.start(command, mpi=options.mpi, prefix=options.prefix, die_with_us=True)
-    interrupts = _Forward(job)
+    interrupts.begin(job)
     code = job.wait(keep_going=options.keep_going, grace_s=options.grace, report=say)
     job.end()
     return interrupts.exit_code or code
 
 
 class _Forward:
-    """Passes SIGINT, SIGTERM and SIGHUP on to the job; the third Ctrl-C kills it."""
+    """Passes SIGINT, SIGTERM and SIGHUP on to the job; the third Ctrl-C kills it.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    It listens from before the job is started, since the first program may run, and be seen to run,
+    before the last is started; what comes until `begin` is passed on there.
+    """
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._early: list[int] = []
         self._count = 0
         self.exit_code = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
 
+    def begin(self, job: Job) -> None:
+        self._job = job
+        while self._early:
+            job.signal(self._early.pop(0))
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
         self.exit_code = 128 + number
-        self._job.signal(number if self._count < 3 else signal.SIGKILL)
+        sent = number if self._count < 3 else signal.SIGKILL
+        if self._job is None:
+            self._early.append(sent)
+        else:
+            self._job.signal(sent)
 
 
 def _rate(options: argparse.Namespace) -> int:

@@ -111,6 +111,12 @@ def test_run_forwards_signals(number: signal.Signals, tmp_path: Path) -> None:
     assert (tmp_path / "caught1").exists()
 
 
+def test_a_signal_while_the_programs_are_started_is_passed_on(thinwire_lab: Command) -> None:
+    bring_up(8, "1gbit")
+    script = "test $RANK = 0 && kill -TERM $PPID; exec sleep 1000"
+    assert thinwire_lab("run", "--", "sh", "-c", script).returncode == 128 + signal.SIGTERM
+
+
 def test_killing_run_kills_its_programs(tmp_path: Path) -> None:
     lab, _ = bring_up(2, "1gbit")
     script = f"echo > {tmp_path}/ready$RANK; exec sleep 1000"
