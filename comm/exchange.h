@@ -39,6 +39,13 @@ class MemoryStore {
                          MemoryRole role) = 0;
 };
 
+// Where a layer's gradient is read, and where what comes of it is written: the same memory, or
+// apart. Of one dtype and size.
+struct Gradient {
+  TensorView source;
+  TensorView mean;
+};
+
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -48,13 +55,14 @@ class Exchange {
   virtual int transfers() const = 0;
 
   // Encodes and starts the first transfer. grads[i] belongs to layer i; `weight` multiplies each
-  // rank's contribution in the sum (1/P for a mean). grads stay borrowed until finish().
+  // rank's contribution in the sum (1/P for a mean). Sources are borrowed until start() returns,
+  // the places of the means until finish().
   virtual std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
-                                          std::span<const TensorView> grads) = 0;
+                                          std::span<const Gradient> grads) = 0;
   // After transfer t in [1, transfers()) - 1 is done: works on it and starts the next.
   virtual std::unique_ptr<Transfer> next() = 0;
-  // After the last transfer is done: every grad holds the reduced result, the same bits on all
-  // ranks. Returns per layer whether any rank had NaN/Inf in it (then that grad is all NaN).
+  // After the last transfer is done: every mean is in place, the same bits on all ranks. Returns
+  // per layer whether any rank had NaN/Inf in it (then that mean is all NaN).
   virtual std::span<const std::uint8_t> finish() = 0;
 
   // Bytes of this rank's messages a step (payload, before the transport's own algorithm).

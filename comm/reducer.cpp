@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <mutex>
 #include <optional>
 #include <unordered_set>
@@ -112,6 +113,11 @@ class GradientReducer::Impl {
                        .done = std::move(done)});
       mark_seen(indices);
     } else {
+      for (const BucketLayer& entry : bucket.layers) {
+        if (entry.source.data != nullptr) {
+          std::memmove(entry.grad.data, entry.source.data, entry.grad.bytes());
+        }
+      }
       reduction->complete(nullptr);
       if (done) {
         done(nullptr);
@@ -270,6 +276,23 @@ class GradientReducer::Impl {
     return "rank " + std::to_string(rank_) + ", layer '" + layers_[layer].name + "': ";
   }
 
+  void check_view(std::size_t index, const TensorView& grad) const {
+    const Layer& layer = layers_[index];
+    if (grad.dtype != layer.dtype) {
+      throw InvalidArgument(where(index) + "expected " + std::string(name(layer.dtype)) +
+                            ", got " + std::string(name(grad.dtype)) +
+                            "\nhint: gradients keep the layer table's dtype; make a new reducer "
+                            "after changing it");
+    }
+    if (grad.elements != layer.elements() || (grad.data == nullptr && grad.elements > 0)) {
+      throw InvalidArgument(where(index) + "expected " + std::to_string(layer.elements()) +
+                            " elements (shape " + shape_text(layer) + "), got " +
+                            std::to_string(grad.data == nullptr ? 0 : grad.elements) +
+                            "\nhint: a tensor keeps its shape between steps; make a new reducer "
+                            "for a changed model");
+    }
+  }
+
   void check_bucket(const Bucket& bucket) const {
     std::unordered_set<std::size_t> within;
     for (const BucketLayer& entry : bucket.layers) {
@@ -285,19 +308,9 @@ class GradientReducer::Impl {
                               "another type\nhint: integers are no gradients; reduce them with "
                               "the transport's own allreduce");
       }
-      if (entry.grad.dtype != layer.dtype) {
-        throw InvalidArgument(where(entry.layer) + "expected " + std::string(name(layer.dtype)) +
-                              ", got " + std::string(name(entry.grad.dtype)) +
-                              "\nhint: gradients keep the layer table's dtype; make a new reducer "
-                              "after changing it");
-      }
-      if (entry.grad.elements != layer.elements() ||
-          (entry.grad.data == nullptr && entry.grad.elements > 0)) {
-        throw InvalidArgument(where(entry.layer) + "expected " + std::to_string(layer.elements()) +
-                              " elements (shape " + shape_text(layer) + "), got " +
-                              std::to_string(entry.grad.data == nullptr ? 0 : entry.grad.elements) +
-                              "\nhint: a tensor keeps its shape between steps; make a new reducer "
-                              "for a changed model");
+      check_view(entry.layer, entry.grad);
+      if (entry.source.data != nullptr) {
+        check_view(entry.layer, entry.source);
       }
       if (seen_[entry.layer] != 0 || !within.insert(entry.layer).second) {
         throw InvalidArgument(where(entry.layer) +

@@ -40,7 +40,8 @@ struct ReducerOptions {
 
 struct BucketLayer {
   std::size_t layer = 0;  // index in the layer table
-  TensorView grad;        // contiguous, the table's dtype and element count
+  TensorView grad;        // gets the result; contiguous, the table's dtype and element count
+  TensorView source = {};  // where the gradient is read, the same dtype and count; no data: `grad`
 };
 
 struct Bucket {
@@ -48,6 +49,8 @@ struct Bucket {
   // The step's last bucket: when it is done the step's memory commits, or rolls back when any rank
   // had NaN/Inf in any layer.
   bool last = true;
+  // Owns the sources; let go of as soon as they have been read.
+  std::shared_ptr<const void> sources = {};
 };
 
 struct LayerStats {
@@ -114,7 +117,7 @@ class GradientReducer {
   // communication thread when the bucket's result is in place, with the error if there was one;
   // it must not call back into the reducer. Errors of use (unknown layer, wrong size or dtype, a
   // layer twice in a step) throw here, with rank and layer named.
-  // World size 1: gradients are untouched (kMean, kSum alike), nothing is encoded.
+  // World size 1: the result is the gradient (kMean, kSum alike), nothing is encoded.
   std::shared_ptr<Reduction> reduce(Bucket bucket,
                                     std::function<void(std::exception_ptr)> done = {});
 

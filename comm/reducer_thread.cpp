@@ -244,13 +244,15 @@ void ReducerThread::begin(ReductionJob job) {
   std::int64_t elements = 0;
   for (BucketGroup& group : bucket.layout->groups) {
     for (std::size_t i = 0; i < group.members.size(); ++i) {
-      group.grads[i] = bucket.job.bucket.layers[group.members[i]].grad;
-      elements += group.grads[i].elements;
+      const BucketLayer& entry = bucket.job.bucket.layers[group.members[i]];
+      group.grads[i] = {entry.source.data == nullptr ? entry.grad : entry.source, entry.grad};
+      elements += entry.grad.elements;
     }
     group.issued = 0;
     group.transfer = group.exchange->start(step_, weight, group.grads);
     group.issued = 1;
   }
+  bucket.job.bucket.sources.reset();
   dense_wire_bytes_ += ring_allreduce_wire_bytes(
       static_cast<std::uint64_t>(elements) * sizeof(float), comm_->size());
 }

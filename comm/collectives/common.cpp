@@ -17,19 +17,30 @@ void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what)
 }
 
 void check_gradients(int rank, std::span<const ExchangeLayer> layers,
-                     std::span<const TensorView> grads) {
+                     std::span<const Gradient> grads) {
   if (grads.size() != layers.size()) {
     throw InvalidArgument("rank " + std::to_string(rank) + ": " + std::to_string(layers.size()) +
                           " gradients expected, got " + std::to_string(grads.size()));
   }
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (grads[i].elements != layers[i].elements || grads[i].dtype != layers[i].dtype) {
-      refuse_layer(rank, layers[i],
-                   std::to_string(layers[i].elements) + " elements of " +
-                       std::string(name(layers[i].dtype)) + " expected, got " +
-                       std::to_string(grads[i].elements) + " of " +
-                       std::string(name(grads[i].dtype)));
+    for (const TensorView& view : {grads[i].source, grads[i].mean}) {
+      if (view.elements != layers[i].elements || view.dtype != layers[i].dtype) {
+        refuse_layer(rank, layers[i],
+                     std::to_string(layers[i].elements) + " elements of " +
+                         std::string(name(layers[i].dtype)) + " expected, got " +
+                         std::to_string(view.elements) + " of " + std::string(name(view.dtype)));
+      }
     }
+  }
+}
+
+void bring_in_place(std::span<const Gradient> grads, std::vector<TensorView>& means) {
+  means.clear();
+  for (const Gradient& grad : grads) {
+    if (grad.source.data != grad.mean.data && grad.mean.elements > 0) {
+      std::memcpy(grad.mean.data, grad.source.data, grad.mean.bytes());
+    }
+    means.push_back(grad.mean);
   }
 }
 

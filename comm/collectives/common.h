@@ -42,7 +42,10 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
 
 // InvalidArgument, with rank and layer named, unless every gradient has its layer's dtype and size.
 void check_gradients(int rank, std::span<const ExchangeLayer> layers,
-                     std::span<const TensorView> grads);
+                     std::span<const Gradient> grads);
+
+// means[i] = grads[i].mean, which holds the gradient afterwards: for exchanges that work there.
+void bring_in_place(std::span<const Gradient> grads, std::vector<TensorView>& means);
 
 [[noreturn]] void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what);
 

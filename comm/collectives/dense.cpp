@@ -54,10 +54,10 @@ class DenseExchange final : public Exchange {
   int transfers() const override { return static_cast<int>(groups_.size()); }
 
   std::unique_ptr<Transfer> start(std::uint64_t /*step*/, float weight,
-                                  std::span<const TensorView> grads) override {
+                                  std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     weight_ = weight;
-    grads_.assign(grads.begin(), grads.end());
+    bring_in_place(grads, grads_);
     for (Group& group : groups_) {
       gather(group);
     }

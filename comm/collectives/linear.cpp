@@ -48,12 +48,12 @@ class LinearExchange final : public Exchange {
   int transfers() const override { return rounds_; }
 
   std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
-                                  std::span<const TensorView> grads) override {
+                                  std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     step_ = step;
     weight_ = weight;
     round_ = 0;
-    grads_.assign(grads.begin(), grads.end());
+    bring_in_place(grads, grads_);
     const std::span<float> marks = flat(0).last(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       flags_[i] = has_nonfinite(grads_[i]) ? 1 : 0;

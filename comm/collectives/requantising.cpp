@@ -53,6 +53,7 @@ class RequantisingExchange final : public Exchange {
         layers_(std::move(layers)),
         ranges_(layers_.size() * ranks_),
         owned_elements_(ranks_),
+        bodies_(ranks_),
         flags_(layers_.size()) {
     std::vector<std::size_t> ends(ranks_, kPayloadHeaderBytes);
     std::size_t workspace = 0;
@@ -78,7 +79,7 @@ class RequantisingExchange final : public Exchange {
   int transfers() const override { return 2; }
 
   std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
-                                  std::span<const TensorView> grads) override {
+                                  std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     step_ = step;
     weight_ = weight;
@@ -114,7 +115,7 @@ class RequantisingExchange final : public Exchange {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       flags_[i] = decode(i) ? 1 : 0;
       if (flags_[i] != 0) {
-        fill_nan(grads_[i]);
+        fill_nan(grads_[i].mean);
       }
     }
     return flags_;
@@ -188,7 +189,7 @@ class RequantisingExchange final : public Exchange {
       const Context ctx =
           codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
       const EncodeResult result = layers_[i].payload->encode(
-          ctx, grads_[i].slice(range.begin, range.end), range.worker, slot);
+          ctx, grads_[i].source.slice(range.begin, range.end), range.worker, slot);
       zero_slack(slot, result.bytes);
       if (result.nonfinite) {
         header.flags |= kFlagNonFinite;
@@ -202,22 +203,17 @@ class RequantisingExchange final : public Exchange {
     const ExchangeLayer& layer = layers_[i];
     const std::span<std::byte> slot = reencoded_.bytes().subspan(own.offset, own.bytes);
     for (int sender = 0; sender < comm_.size(); ++sender) {
-      if (is_nonfinite_body(part(incoming_, sender).subspan(own.offset, own.bytes))) {
-        slot[0] = static_cast<std::byte>(BodyMode::kNonFinite);
-        zero_slack(slot, 1);
-        return true;
-      }
+      bodies_[static_cast<std::size_t>(sender)] =
+          part(incoming_, sender).subspan(own.offset, own.bytes);
+    }
+    if (std::any_of(bodies_.begin(), bodies_.end(), is_nonfinite_body)) {
+      slot[0] = static_cast<std::byte>(BodyMode::kNonFinite);
+      zero_slack(slot, 1);
+      return true;
     }
     const std::span<float> sum = scratch_.floats(static_cast<std::size_t>(own.elements()));
-    std::fill(sum.begin(), sum.end(), 0.0F);
-    for (int sender = 0; sender < comm_.size(); ++sender) {
-      const Context ctx = codec_context(layer, own.hash, step_, sender, workspace_.bytes());
-      with_sender(sender, layer, [&] {
-        layer.payload->accumulate(ctx, part(incoming_, sender).subspan(own.offset, own.bytes),
-                                  weight_, sum);
-      });
-    }
     const Context ctx = codec_context(layer, own.hash, step_, kEveryone, workspace_.bytes());
+    layer.payload->sum(ctx, bodies_, weight_, sum);
     const EncodeResult result = layer.payload->encode(ctx, view(sum), own.own, slot);
     zero_slack(slot, result.bytes);
     return result.nonfinite;
@@ -241,7 +237,7 @@ class RequantisingExchange final : public Exchange {
       const Context ctx =
           codec_context(layers_[i], range.hash, step_, kEveryone, workspace_.bytes());
       with_sender(range.owner, layers_[i], [&] {
-        layers_[i].payload->decode(ctx, body(range), grads_[i].slice(range.begin, range.end));
+        layers_[i].payload->decode(ctx, body(range), grads_[i].mean.slice(range.begin, range.end));
       });
     }
     return false;
@@ -252,7 +248,8 @@ class RequantisingExchange final : public Exchange {
   std::vector<ExchangeLayer> layers_;
   std::vector<Range> ranges_;                  // layers x P, some empty when a layer is small
   std::vector<std::uint64_t> owned_elements_;  // per owner, over all layers
-  std::vector<TensorView> grads_;
+  std::vector<Gradient> grads_;
+  std::vector<std::span<const std::byte>> bodies_;  // of one range, by sender
   std::vector<std::uint8_t> flags_;
   std::size_t message_bytes_ = 0;
   AlignedBuffer outgoing_;   // P messages, by owner

@@ -22,6 +22,7 @@ class SparseExchange final : public Exchange {
  public:
   SparseExchange(Communicator& comm, std::vector<ExchangeLayer> layers, MemoryStore& memories)
       : comm_(comm), layers_(std::move(layers)), slots_(layers_.size()), flags_(layers_.size()) {
+    bodies_.resize(static_cast<std::size_t>(comm_.size()));
     plan_message();
     std::size_t workspace = 0;
     std::int64_t scratch = 0;
@@ -46,7 +47,7 @@ class SparseExchange final : public Exchange {
   int transfers() const override { return 1; }
 
   std::unique_ptr<Transfer> start(std::uint64_t step, float weight,
-                                  std::span<const TensorView> grads) override {
+                                  std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     step_ = step;
     weight_ = weight;
@@ -56,7 +57,7 @@ class SparseExchange final : public Exchange {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const std::span<std::byte> slot = message_.bytes().subspan(slots_[i].offset, slots_[i].bytes);
       if (layers_[i].payload == nullptr) {
-        load_f32(grads_[i], {reinterpret_cast<float*>(slot.data()),
+        load_f32(grads_[i].source, {reinterpret_cast<float*>(slot.data()),
                              static_cast<std::size_t>(layers_[i].elements)});
       } else if (encode(i, slot)) {
         header.flags |= kFlagNonFinite;
@@ -78,7 +79,7 @@ class SparseExchange final : public Exchange {
       const bool nonfinite = layers_[i].payload == nullptr ? sum_raw(i) : sum_bodies(i);
       flags_[i] = nonfinite ? 1 : 0;
       if (nonfinite) {
-        fill_nan(grads_[i]);
+        fill_nan(grads_[i].mean);
       }
     }
     return flags_;
@@ -123,26 +124,23 @@ class SparseExchange final : public Exchange {
                                      message_bytes_);
   }
 
-  // The decoded sum goes straight into an fp32 gradient, which encode leaves zeroed on the way.
+  // The decoded sum goes straight into an fp32 gradient.
   bool sums_in_place(std::size_t i) const { return layers_[i].dtype == DType::kF32; }
 
   // Returns whether the gradient held NaN or Inf.
   bool encode(std::size_t i, std::span<std::byte> slot) {
-    Context ctx =
+    const Context ctx =
         codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
-    ctx.gradient_after = sums_in_place(i) ? GradientAfter::kZero : GradientAfter::kKeep;
-    const EncodeResult result = layers_[i].payload->encode(ctx, grads_[i], slots_[i].memory, slot);
+    const EncodeResult result =
+        layers_[i].payload->encode(ctx, grads_[i].source, slots_[i].memory, slot);
     zero_slack(slot, result.bytes);
-    if (sums_in_place(i) && (result.nonfinite || result.empty)) {
-      fill_zero(grads_[i]);  // such gradients leave the encoder early, perhaps as they were
-    }
     return result.nonfinite;
   }
 
   std::span<float> sum_target(std::size_t i) const {
     const auto n = static_cast<std::size_t>(layers_[i].elements);
     if (sums_in_place(i)) {
-      return {static_cast<float*>(grads_[i].data), n};
+      return {static_cast<float*>(grads_[i].mean.data), n};
     }
     return scratch_.floats(n);
   }
@@ -152,29 +150,24 @@ class SparseExchange final : public Exchange {
     const bool nonfinite = sum_scaled(gathered_.bytes().data() + slots_[i].offset, message_bytes_,
                                       comm_.size(), weight_, sum);
     if (!sums_in_place(i) && !nonfinite) {
-      store_f32(sum, grads_[i]);
+      store_f32(sum, grads_[i].mean);
     }
     return nonfinite;
   }
 
   bool sum_bodies(std::size_t i) {
     for (int sender = 0; sender < comm_.size(); ++sender) {
-      if (is_nonfinite_body(body(i, sender))) {
-        return true;
-      }
+      bodies_[static_cast<std::size_t>(sender)] = body(i, sender);
+    }
+    if (std::any_of(bodies_.begin(), bodies_.end(), is_nonfinite_body)) {
+      return true;
     }
     const std::span<float> sum = sum_target(i);
+    const Context ctx =
+        codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
+    layers_[i].payload->sum(ctx, bodies_, weight_, sum);
     if (!sums_in_place(i)) {
-      std::fill(sum.begin(), sum.end(), 0.0F);
-    }
-    for (int sender = 0; sender < comm_.size(); ++sender) {
-      const Context ctx =
-          codec_context(layers_[i], layers_[i].key_hash, step_, sender, workspace_.bytes());
-      with_sender(sender, layers_[i],
-                  [&] { layers_[i].payload->accumulate(ctx, body(i, sender), weight_, sum); });
-    }
-    if (!sums_in_place(i)) {
-      store_f32(sum, grads_[i]);
+      store_f32(sum, grads_[i].mean);
     }
     return false;
   }
@@ -186,7 +179,8 @@ class SparseExchange final : public Exchange {
   Communicator& comm_;
   std::vector<ExchangeLayer> layers_;
   std::vector<Slot> slots_;
-  std::vector<TensorView> grads_;
+  std::vector<Gradient> grads_;
+  std::vector<std::span<const std::byte>> bodies_;  // of one layer, by sender
   std::vector<std::uint8_t> flags_;
   std::uint64_t elements_ = 0;
   std::size_t message_bytes_ = 0;

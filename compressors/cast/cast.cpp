@@ -25,12 +25,11 @@ class CastCodec final : public PayloadCodec {
     const std::size_t slot = slot_bytes(grad.elements);
     check_encode(ctx, grad, memory, out, slot);
     const BodyMode mark = look_ahead(grad, memory);
-    if (mark != BodyMode::kFamily) return write_mark(ctx, grad, mark, out);
+    if (mark != BodyMode::kFamily) return write_mark(mark, out);
     out[0] = std::byte{mode()};
     CastEncode args{.grad = grad,
                     .codes = out.data() + 1,
-                    .type = dtype_,
-                    .zero_gradient = ctx.gradient_after == GradientAfter::kZero};
+                    .type = dtype_};
     if (memory != nullptr) {
       args.residual = memory->current().data();
       args.decay = memory->decay();
@@ -38,7 +37,7 @@ class CastCodec final : public PayloadCodec {
     }
     if (cast_encode(args)) return {.bytes = slot};
     if (memory != nullptr) memory->rollback();
-    return write_mark(ctx, grad, BodyMode::kNonFinite, out);
+    return write_mark(BodyMode::kNonFinite, out);
   }
 
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {

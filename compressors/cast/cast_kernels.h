@@ -10,13 +10,12 @@
 namespace thinwire {
 
 struct CastEncode {
-  TensorView grad;                  // set to +0 when zero_gradient
+  TensorView grad;
   const float* residual = nullptr;  // n values or null
   float decay = 1.0F;
   float* next = nullptr;       // n values, 64-byte aligned, or null; may equal residual
   std::byte* codes = nullptr;  // 2 n bytes, any alignment
   DType type = DType::kBF16;   // kBF16 or kF16
-  bool zero_gradient = false;
 };
 
 // Returns whether all v were finite; if not, codes and next are unspecified.

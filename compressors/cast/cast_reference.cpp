@@ -19,7 +19,6 @@ float read_code(const std::byte* codes, DType type, std::int64_t i) {
 bool cast_encode_reference(const CastEncode& args) {
   bool finite = true;
   visit(args.grad, [&](auto* grad) {
-    using T = std::remove_pointer_t<decltype(grad)>;
     for (std::int64_t i = 0; i < args.grad.elements; ++i) {
       float v = to_float(grad[i]);
       if (args.residual != nullptr) v += args.decay * args.residual[i];
@@ -28,7 +27,6 @@ bool cast_encode_reference(const CastEncode& args) {
           args.type == DType::kBF16 ? to_bf16_saturated(v).bits : to_fp16_saturated(v).bits;
       std::memcpy(args.codes + 2 * i, &bits, sizeof(bits));
       if (args.next != nullptr) args.next[i] = v - read_code(args.codes, args.type, i);
-      if (args.zero_gradient) grad[i] = T{};
     }
   });
   return finite;

@@ -46,7 +46,6 @@ HWY_NOINLINE std::int64_t encode_vectors(const CastEncode& args, T* grad, bool s
         hn::StoreU(rest, F32(), args.next + i);
       }
     }
-    if (args.zero_gradient) store_zero(grad + i);
   }
   if (stream) hwy::FlushStream();
   finite = hn::AllTrue(I32(), hn::Lt(largest, hn::Set(I32(), static_cast<int>(kInfBits32))));

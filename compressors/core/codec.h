@@ -53,8 +53,8 @@ class PayloadCodec {
 
   // Encodes v = grad + decay * residual into `out` (at least slot_bytes(n) long) and writes the new
   // residual v - decode(body) to memory.next(), fused. `memory` may be null: v = grad, and the
-  // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so). Under
-  // ctx.gradient_after == kZero grad is all +0 afterwards. `out` beyond result.bytes is untouched.
+  // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so); it is
+  // only read. `out` beyond result.bytes is untouched.
   // NaN/Inf in v: a one-byte body, result.nonfinite, memory unwritten. All-zero grad with a
   // memory: a one-byte body, result.empty, memory unwritten.
   virtual EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
@@ -71,6 +71,11 @@ class PayloadCodec {
   // contracted into an fma. Sparse codecs touch only the sent positions.
   virtual void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
                           std::span<float> out) const = 0;
+
+  // out = the weighted sum of all bodies, body i being sender i's: bit for bit what accumulate of
+  // one after the other adds to zeros, and every element is written. Errors name the sender.
+  virtual void sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
+                   float weight, std::span<float> out) const;
 };
 
 // First byte of every body, common to all families; family modes begin at kFamily.

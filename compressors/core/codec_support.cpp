@@ -63,6 +63,17 @@ BodyMode read_mode(const Context& ctx, std::span<const std::byte> body, std::uin
 
 }  // namespace
 
+void PayloadCodec::sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
+                       float weight, std::span<float> out) const {
+  std::fill(out.begin(), out.end(), 0.0F);
+  Context of_sender = ctx;
+  of_sender.sender = 0;
+  for (const std::span<const std::byte> body : bodies) {
+    accumulate(of_sender, body, weight, out);
+    ++of_sender.sender;
+  }
+}
+
 void fail_argument(const Context& ctx, const std::string& what) {
   throw InvalidArgument(prefix(ctx) + what);
 }
@@ -127,10 +138,8 @@ void fill_nan(std::span<float> values) {
   std::fill(values.begin(), values.end(), std::numeric_limits<float>::quiet_NaN());
 }
 
-EncodeResult write_mark(const Context& ctx, TensorView grad, BodyMode mode,
-                        std::span<std::byte> out) {
+EncodeResult write_mark(BodyMode mode, std::span<std::byte> out) {
   out[0] = static_cast<std::byte>(mode);
-  if (ctx.gradient_after == GradientAfter::kZero) fill_zero(grad);
   return {.bytes = 1, .nonfinite = mode == BodyMode::kNonFinite, .empty = mode == BodyMode::kEmpty};
 }
 

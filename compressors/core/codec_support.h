@@ -36,9 +36,8 @@ void fill_zero(TensorView tensor);
 void fill_nan(TensorView tensor);
 void fill_nan(std::span<float> values);
 
-// Writes the one-byte body of `mode` and leaves the gradient as ctx.gradient_after says.
-EncodeResult write_mark(const Context& ctx, TensorView grad, BodyMode mode,
-                        std::span<std::byte> out);
+// Writes the one-byte body of `mode`.
+EncodeResult write_mark(BodyMode mode, std::span<std::byte> out);
 // True when `body` is a one-byte mark, after filling `out` accordingly. CorruptPayload when the
 // body is empty or its mode is neither a mark nor `family_mode`.
 bool decode_mark(const Context& ctx, std::span<const std::byte> body, std::uint8_t family_mode,

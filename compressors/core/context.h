@@ -23,12 +23,6 @@ struct Key {
   std::uint64_t hash() const;
 };
 
-// What encode leaves in the gradient's memory.
-enum class GradientAfter : std::uint8_t {
-  kKeep,  // untouched
-  kZero,  // every element +0, written in the same pass where the codec can
-};
-
 struct Context {
   Device device = Device::kCpu;
   void* device_stream = nullptr;        // cudaStream_t on Device::kCuda
@@ -38,7 +32,6 @@ struct Context {
   std::int32_t sender = 0;  // process rank, or client id
   std::uint64_t key_hash = 0;
   std::string_view parameter = {};  // for messages only
-  GradientAfter gradient_after = GradientAfter::kKeep;
 };
 
 }  // namespace thinwire

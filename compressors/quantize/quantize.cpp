@@ -35,15 +35,14 @@ class QuantizeCodec final : public PayloadCodec {
     const std::size_t slot = slot_bytes(grad.elements);
     check_encode(ctx, grad, memory, out, slot);
     const BodyMode mark = look_ahead(grad, memory);
-    if (mark != BodyMode::kFamily) return write_mark(ctx, grad, mark, out);
+    if (mark != BodyMode::kFamily) return write_mark(mark, out);
     out[0] = std::byte{mode()};
     QuantizeEncode args{.grad = grad,
                         .blocks = out.data() + 1,
                         .bits = options_.bits,
                         .block = options_.block,
                         .stochastic = options_.stochastic,
-                        .random = random_stream(ctx.key_hash, ctx.step, ctx.sender),
-                        .zero_gradient = ctx.gradient_after == GradientAfter::kZero};
+                        .random = random_stream(ctx.key_hash, ctx.step, ctx.sender)};
     if (memory != nullptr) {
       args.residual = memory->current().data();
       args.decay = memory->decay();
@@ -51,7 +50,7 @@ class QuantizeCodec final : public PayloadCodec {
     }
     if (quantize_encode(args)) return {.bytes = slot};
     if (memory != nullptr) memory->rollback();
-    return write_mark(ctx, grad, BodyMode::kNonFinite, out);
+    return write_mark(BodyMode::kNonFinite, out);
   }
 
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {

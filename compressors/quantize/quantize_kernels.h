@@ -62,7 +62,7 @@ constexpr float quantize_mean(const float* lanes, std::int64_t elements) {
 }
 
 struct QuantizeEncode {
-  TensorView grad = {};             // set to +0 when zero_gradient
+  TensorView grad = {};
   const float* residual = nullptr;  // n values or null
   float decay = 1.0F;
   float* next = nullptr;        // n values, 64-byte aligned, or null; may equal residual
@@ -71,7 +71,6 @@ struct QuantizeEncode {
   std::int64_t block = 256;  // a multiple of 64, at most 4096
   bool stochastic = false;
   RandomStream random = {};  // when stochastic
-  bool zero_gradient = false;
 };
 
 // Returns whether all v were finite; if not, blocks and next are unspecified.

@@ -61,7 +61,7 @@ float noise(const RandomStream& stream, std::int64_t i) {
 
 // v of one block; false when one is not finite.
 template <typename T>
-bool read_block(const QuantizeEncode& args, T* grad, std::int64_t begin, std::int64_t n,
+bool read_block(const QuantizeEncode& args, const T* grad, std::int64_t begin, std::int64_t n,
                 float* values) {
   bool finite = true;
   for (std::int64_t i = 0; i < n; ++i) {
@@ -69,7 +69,6 @@ bool read_block(const QuantizeEncode& args, T* grad, std::int64_t begin, std::in
     if (args.residual != nullptr) v += args.decay * args.residual[begin + i];
     finite = finite && is_finite(v);
     values[i] = v;
-    if (args.zero_gradient) grad[begin + i] = T{};
   }
   return finite;
 }

@@ -185,8 +185,8 @@ HWY_NOINLINE void group_noise(const RandomStream& stream, std::uint64_t group, f
 // Reads v = gradient + decay * residual of n <= 4096 elements into values, zero-filled up to whole
 // groups; returns the largest magnitude, or a negative number when some v is not finite.
 template <typename T>
-HWY_NOINLINE float read_block(T* grad, const float* residual, float decay, bool zero,
-                              std::int64_t n, float* HWY_RESTRICT values) {
+HWY_NOINLINE float read_block(const T* grad, const float* residual, float decay, std::int64_t n,
+                              float* HWY_RESTRICT values) {
   const F32 df;
   const std::int64_t step = lanes();
   const VF32 factor = hn::Set(df, decay);
@@ -196,7 +196,6 @@ HWY_NOINLINE float read_block(T* grad, const float* residual, float decay, bool 
     const VF32 v = load_sum(grad + i, residual == nullptr ? nullptr : residual + i, factor);
     largest = hn::Max(largest, magnitude_bits(v));
     hn::Store(v, df, values + i);
-    if (zero) store_zero(grad + i);
   }
   const std::int64_t whole = (n + kGroup - 1) / kGroup * kGroup;
   if (i < whole) {
@@ -205,7 +204,6 @@ HWY_NOINLINE float read_block(T* grad, const float* residual, float decay, bool 
       float v = to_float(grad[i]);
       if (residual != nullptr) v += decay * residual[i];
       values[i] = v;
-      if (zero) grad[i] = T{};
     }
     for (std::int64_t j = whole - kGroup; j < whole; j += step) {
       largest = hn::Max(largest, magnitude_bits(hn::Load(df, values + j)));
@@ -389,9 +387,8 @@ bool encode(const QuantizeEncode& args) {
   for (std::int64_t begin = 0; begin < n; begin += args.block) {
     const std::int64_t size = std::min(args.block, n - begin);
     const float* residual = args.residual == nullptr ? nullptr : args.residual + begin;
-    float base = visit(args.grad, [&](auto* grad) {
-      return read_block(grad + begin, residual, args.decay, args.zero_gradient, size,
-                        scratch.values);
+    float base = visit(args.grad, [&](const auto* grad) {
+      return read_block(grad + begin, residual, args.decay, size, scratch.values);
     });
     if (base < 0) return false;
     if (args.bits == 1 && !args.stochastic) base = mean_of(scratch.values, size);

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "compressors/core/codec_support.h"
@@ -32,6 +33,9 @@ constexpr int kValuesShift = 6;
 constexpr std::int64_t kMaxElements = (std::int64_t{1} << 32) - 1;
 // Entries that are decoded at a time, into arrays on the stack.
 constexpr std::size_t kBatch = kTopKBlock;
+// Bodies that are summed in one pass over the sum, and the elements of a range of that pass: 32 KiB.
+constexpr std::size_t kTogether = 8;
+constexpr std::size_t kSumElements = 8192;
 // Sampled selection is content with this share of k.
 constexpr double kLeastShare = 0.8;
 // Below this the residual is likely still in the cache at the next step; stores around the cache
@@ -74,6 +78,8 @@ class TopKCodec final : public PayloadCodec {
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override;
   void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
                   std::span<float> out) const override;
+  void sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies, float weight,
+           std::span<float> out) const override;
 
  private:
   // k of an n-element tensor, in [1, n]; 0 for n = 0.
@@ -81,10 +87,7 @@ class TopKCodec final : public PayloadCodec {
   topk::ScanSummary select(const Context& ctx, topk::Scan scan, Candidates& candidates) const;
   std::size_t write_body(std::int64_t n, std::span<const std::uint32_t> indices,
                          std::span<float> values, std::span<std::byte> out) const;
-  // Calls visit(indices, values) for batches of the body's entries, in index order.
-  template <typename Visit>
-  void read_body(const Context& ctx, std::span<const std::byte> body, std::int64_t n,
-                 Visit visit) const;
+  class Entries;
 
   TopKOptions options_;
 };
@@ -135,7 +138,6 @@ topk::ScanSummary TopKCodec::select(const Context& ctx, topk::Scan scan, Candida
     c.count = 0;
     c.threshold = 1;
     topk::Scan again = scan;
-    again.zero = nullptr;
     if (scan.next != nullptr) {
       again.grad = scan.next;
       again.dtype = DType::kF32;
@@ -154,10 +156,10 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   const std::int64_t n = grad.elements;
   check_encode(ctx, grad, memory, out, slot_bytes(n));
   check_dtype(ctx, grad.dtype);
-  if (n == 0) return write_mark(ctx, grad, BodyMode::kEmpty, out);
+  if (n == 0) return write_mark(BodyMode::kEmpty, out);
   if (memory != nullptr && !memory->transactional()) {
     const BodyMode mode = look_ahead(grad, memory);
-    if (mode != BodyMode::kFamily) return write_mark(ctx, grad, mode, out);
+    if (mode != BodyMode::kFamily) return write_mark(mode, out);
   }
 
   const std::int64_t k = keep(n);
@@ -175,15 +177,13 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
     scan.decay = memory->decay();
     scan.next = memory->next().data();
     scan.streaming = memory->transactional() && n >= kStreamingElements;
-    if (ctx.gradient_after == GradientAfter::kZero) scan.zero = grad.data;
   }
   const topk::ScanSummary summary = select(ctx, scan, candidates);
   const bool nonfinite = summary.magnitude >= topk::kInfinityBits;
   if (nonfinite || !summary.gradient_nonzero) {
     if (memory != nullptr) memory->rollback();
-    return write_mark(ctx, grad, nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty, out);
+    return write_mark(nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty, out);
   }
-  if (memory == nullptr && ctx.gradient_after == GradientAfter::kZero) fill_zero(grad);
   constexpr std::uint32_t kSpan = std::uint32_t{kTopKQ8Octaves} << 23;
   if (options_.values == TopKValues::kQ8 && summary.magnitude > kSpan) {
     topk::drop_below(candidates, summary.magnitude - kSpan);
@@ -211,43 +211,88 @@ std::size_t TopKCodec::write_body(std::int64_t n, std::span<const std::uint32_t>
   return kHeaderBytes + value_bytes + write_topk_indices(plan, n, indices, rest);
 }
 
-template <typename Visit>
-void TopKCodec::read_body(const Context& ctx, std::span<const std::byte> body, std::int64_t n,
-                          Visit visit) const {
+// The entries of one body, a batch at a time, in index order.
+class TopKCodec::Entries {
+ public:
+  // body: of kMode. CorruptPayload here and in next() for what cannot be a body of n elements.
+  Entries(const TopKCodec& codec, const Context& ctx, std::span<const std::byte> body,
+          std::int64_t n);
+
+  // False after the last batch.
+  bool next();
+  std::span<const std::uint32_t> indices() const { return std::span(indices_).first(size_); }
+  std::span<const float> values() const { return std::span(values_).first(size_); }
+  // Adds all entries below `end` that were not added before; for ascending `end`.
+  void add_below(std::uint64_t end, float weight, float* out);
+
+ private:
+  Context ctx_;
+  TopKValues kind_;
+  std::size_t count_ = 0;
+  std::size_t read_ = 0;
+  std::size_t size_ = 0;   // of the batch
+  std::size_t added_ = 0;  // of the batch
+  std::span<const std::byte> section_;
+  std::optional<TopKIndexReader> reader_;
+  std::array<std::uint32_t, kBatch> indices_;
+  std::array<float, kBatch> values_;
+};
+
+TopKCodec::Entries::Entries(const TopKCodec& codec, const Context& ctx,
+                            std::span<const std::byte> body, std::int64_t n)
+    : ctx_(ctx), kind_(codec.options_.values) {
   if (body.size() < kHeaderBytes) {
     fail_corrupt(ctx, "a topk body of " + std::to_string(body.size()) +
                           " bytes, expected at least " + std::to_string(kHeaderBytes));
   }
   const auto layout = std::to_integer<std::uint32_t>(body[1]);
-  if (layout >> kValuesShift != static_cast<std::uint32_t>(options_.values)) {
-    fail_corrupt(ctx, "a topk body with other values than " + name() +
+  if (layout >> kValuesShift != static_cast<std::uint32_t>(kind_)) {
+    fail_corrupt(ctx, "a topk body with other values than " + codec.name() +
                           " sends\nhint: all ranks need the same policy and version");
   }
   std::uint32_t count = 0;
   std::memcpy(&count, body.data() + 2, sizeof count);
-  if (static_cast<std::int64_t>(count) > keep(n)) {
+  if (static_cast<std::int64_t>(count) > codec.keep(n)) {
     fail_corrupt(ctx, "a topk body of " + std::to_string(count) + " entries, expected at most " +
-                          std::to_string(keep(n)));
+                          std::to_string(codec.keep(n)));
   }
-  const std::size_t value_bytes = topk_value_bytes(options_.values, count);
+  count_ = count;
+  const std::size_t value_bytes = topk_value_bytes(kind_, count);
   if (body.size() - kHeaderBytes < value_bytes) {
     fail_corrupt(ctx, "a topk body of " + std::to_string(body.size()) + " bytes, too short for " +
                           std::to_string(count) + " entries");
   }
-  const auto section = body.subspan(kHeaderBytes, value_bytes);
-  std::array<std::uint32_t, kBatch> indices;
-  std::array<float, kBatch> values;
+  section_ = body.subspan(kHeaderBytes, value_bytes);
   try {
-    TopKIndexReader reader((layout & kBitmapFlag) != 0, static_cast<int>(layout & kParameterMask),
-                           n, count, body.subspan(kHeaderBytes + value_bytes));
-    for (std::size_t first = 0; first < count; first += kBatch) {
-      const std::size_t size = reader.next(indices);
-      read_topk_values(options_.values, section, count, first, std::span(values).first(size));
-      visit(std::span<const std::uint32_t>(indices).first(size),
-            std::span<const float>(values).first(size));
-    }
+    reader_.emplace((layout & kBitmapFlag) != 0, static_cast<int>(layout & kParameterMask), n,
+                    count, body.subspan(kHeaderBytes + value_bytes));
   } catch (const CorruptPayload& error) {
     fail_corrupt(ctx, error.what());
+  }
+}
+
+bool TopKCodec::Entries::next() {
+  size_ = 0;
+  added_ = 0;
+  if (read_ == count_) return false;
+  try {
+    size_ = reader_->next(indices_);
+    read_topk_values(kind_, section_, count_, read_, std::span(values_).first(size_));
+  } catch (const CorruptPayload& error) {
+    fail_corrupt(ctx_, error.what());
+  }
+  read_ += size_;
+  return true;
+}
+
+void TopKCodec::Entries::add_below(std::uint64_t end, float weight, float* out) {
+  for (;;) {
+    while (added_ < size_ && indices_[added_] < end) {
+      const float scaled = weight * values_[added_];
+      out[indices_[added_]] += scaled;
+      ++added_;
+    }
+    if (added_ < size_ || !next()) return;
   }
 }
 
@@ -255,26 +300,59 @@ void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, Tens
   check_dtype(ctx, out.dtype);
   if (decode_mark(ctx, body, kMode, out)) return;
   fill_zero(out);
-  read_body(ctx, body, out.elements,
-            [&](std::span<const std::uint32_t> indices, std::span<const float> values) {
-              if (out.dtype == DType::kF32) {
-                return topk::scatter(indices, values, static_cast<float*>(out.data));
-              }
-              auto* to = static_cast<std::uint16_t*>(out.data);
-              for (std::size_t i = 0; i < indices.size(); ++i) {
-                to[indices[i]] =
-                    out.dtype == DType::kBF16 ? to_bf16(values[i]).bits : to_fp16(values[i]).bits;
-              }
-            });
+  Entries entries(*this, ctx, body, out.elements);
+  while (entries.next()) {
+    const auto indices = entries.indices();
+    const auto values = entries.values();
+    if (out.dtype == DType::kF32) {
+      topk::scatter(indices, values, static_cast<float*>(out.data));
+      continue;
+    }
+    auto* to = static_cast<std::uint16_t*>(out.data);
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      to[indices[i]] =
+          out.dtype == DType::kBF16 ? to_bf16(values[i]).bits : to_fp16(values[i]).bits;
+    }
+  }
 }
 
 void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
                            std::span<float> out) const {
   if (accumulate_mark(ctx, body, kMode, out)) return;
-  read_body(ctx, body, static_cast<std::int64_t>(out.size()),
-            [&](std::span<const std::uint32_t> indices, std::span<const float> values) {
-              topk::scatter_add(indices, values, weight, out.data());
-            });
+  Entries entries(*this, ctx, body, static_cast<std::int64_t>(out.size()));
+  while (entries.next()) {
+    topk::scatter_add(entries.indices(), entries.values(), weight, out.data());
+  }
+}
+
+// A range of `out` that stays in the cache takes the entries of several bodies, one body after the
+// other: `out` passes through memory once for kTogether bodies.
+void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
+                    float weight, std::span<float> out) const {
+  const bool plain = std::all_of(bodies.begin(), bodies.end(), [](std::span<const std::byte> body) {
+    return !body.empty() && (body[0] == static_cast<std::byte>(kMode) ||
+                             body[0] == static_cast<std::byte>(BodyMode::kEmpty));
+  });
+  if (!plain) return PayloadCodec::sum(ctx, bodies, weight, out);
+  check_device(ctx);
+  Context of_sender = ctx;
+  for (std::size_t first = 0; first == 0 || first < bodies.size(); first += kTogether) {
+    std::array<std::optional<Entries>, kTogether> entries;
+    const std::size_t last = std::min(first + kTogether, bodies.size());
+    for (std::size_t i = first; i < last; ++i) {
+      if (bodies[i][0] == static_cast<std::byte>(BodyMode::kEmpty)) continue;
+      of_sender.sender = static_cast<std::int32_t>(i);
+      entries[i - first].emplace(*this, of_sender, bodies[i],
+                                 static_cast<std::int64_t>(out.size()));
+    }
+    for (std::size_t begin = 0; begin < out.size(); begin += kSumElements) {
+      const std::size_t end = std::min(begin + kSumElements, out.size());
+      if (first == 0) std::fill(out.begin() + begin, out.begin() + end, 0.0F);
+      for (std::optional<Entries>& sender : entries) {
+        if (sender) sender->add_below(end, weight, out.data());
+      }
+    }
+  }
 }
 
 }  // namespace

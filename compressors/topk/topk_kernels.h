@@ -45,7 +45,6 @@ struct Scan {
   const float* residual = nullptr;  // null: v = grad
   float decay = 1.0F;
   float* next = nullptr;    // null: v is not stored; may be `residual`, 64-byte aligned else
-  void* zero = nullptr;     // null, or `grad`: set to +0 behind the scan
   bool streaming = false;   // stores to `next` go around the caches
   std::int64_t count = 0;   // elements
   std::uint32_t first = 0;  // index of the first one

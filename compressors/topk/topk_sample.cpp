@@ -117,7 +117,6 @@ std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates,
   gathered.grad = grad.data();
   gathered.residual = scan.residual == nullptr ? nullptr : residual.data();
   gathered.next = nullptr;
-  gathered.zero = nullptr;
   gathered.streaming = false;
   ChunkLines lines = draw_lines(plan, 0, stream);
   fetch(lines);

@@ -162,9 +162,6 @@ ScanSummary scan_all(const Scan& args, Candidates& c) {
     } else {
       scan_chunk<false>(args, grad, nullptr, next, count, first, running, local);
     }
-    if (args.zero != nullptr) {
-      std::memset(static_cast<char*>(args.zero) + i * element_bytes, 0, count * element_bytes);
-    }
   }
   if (args.streaming) hwy::FlushStream();
   c = local;

@@ -3,13 +3,14 @@
 //
 //   codecs_bench [--elements N] [--layer N] [--rounds R] [--json FILE] [SPEC...]
 //
-// Two rows a codec: one tensor of --elements (default 250 million fp32, 1 GB), gradient kept; and
-// layers of --layer (default 4,194,304) elements from a set larger than the caches, each layer's
-// gradient zeroed by encode, as a training step does it. Medians, [least, most] over the rounds.
+// Two rows a codec: one tensor of --elements (default 250 million fp32, 1 GB); and layers of --layer
+// (default 4,194,304) elements from a set larger than the caches, as a training step meets them.
+// sum: four bodies into one tensor. Medians, [least, most] over the rounds.
 
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <charconv>
 #include <chrono>
@@ -18,6 +19,7 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -31,6 +33,7 @@ namespace {
 
 constexpr double kNanoseconds = 1e9;
 constexpr float kWeight = 0.25F;
+constexpr std::size_t kSenders = 4;
 // Sets of layers that are cycled through hold at least this much in all: more than any cache.
 constexpr std::size_t kColdBytes = std::size_t{512} << 20;
 
@@ -131,13 +134,12 @@ struct Layer {
 struct Row {
   std::string spec;
   std::int64_t elements = 0;
-  bool zeroes = false;
   std::size_t bytes = 0;
   double kept = 0;
   Spread probe_s = {};
   Spread encode_s = {};
   Spread share = {};
-  Spread accumulate_s = {};
+  Spread sum_s = {};
 };
 
 double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, std::int64_t n) {
@@ -149,25 +151,20 @@ double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, st
          static_cast<double>(std::count(values.begin(), values.end(), 0.0F));
 }
 
-Row measure(const Codec& codec, std::int64_t n, std::size_t layers, bool zero, int rounds) {
+Row measure(const Codec& codec, std::int64_t n, std::size_t layers, int rounds) {
   std::vector<Layer> set;
   for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, n, 2 * i + 1);
   Buffer workspace(codec.payload->workspace_bytes(n));
-  // Where encode zeroes the gradient, this is what it is filled with again, outside the clock.
-  Buffer fresh(zero ? set[0].grad.bytes().size() : 0);
-  if (zero) std::memcpy(fresh.bytes().data(), set[0].grad.bytes().data(), fresh.bytes().size());
 
-  Row row{.spec = codec.spec, .elements = n, .zeroes = zero};
+  Row row{.spec = codec.spec, .elements = n};
   std::vector<double> probes;
   std::vector<double> encodes;
   std::vector<double> shares;
-  std::vector<double> accumulates;
+  std::vector<double> sums;
   const auto encode = [&](int round) {
     double total = 0;
     for (Layer& layer : set) {
-      const Context ctx{.workspace = workspace.bytes(),
-                        .step = static_cast<std::uint64_t>(round),
-                        .gradient_after = zero ? GradientAfter::kZero : GradientAfter::kKeep};
+      const Context ctx{.workspace = workspace.bytes(), .step = static_cast<std::uint64_t>(round)};
       total += seconds([&] {
         layer.bytes =
             codec.payload->encode(ctx, view(layer.grad.floats()), layer.memory.get(), layer.body)
@@ -186,11 +183,6 @@ Row measure(const Codec& codec, std::int64_t n, std::size_t layers, bool zero, i
   };
   // The first round warms up pages, clocks and branch predictors and is not counted.
   for (int round = -1; round < rounds; ++round) {
-    if (zero) {
-      for (Layer& layer : set) {
-        std::memcpy(layer.grad.bytes().data(), fresh.bytes().data(), fresh.bytes().size());
-      }
-    }
     double probe_s = 0;
     double encode_s = 0;
     if (round % 2 == 0) {
@@ -200,11 +192,13 @@ Row measure(const Codec& codec, std::int64_t n, std::size_t layers, bool zero, i
       encode_s = encode(round);
       probe_s = run_probe();
     }
-    double accumulate_s = 0;
+    double sum_s = 0;
     for (Layer& layer : set) {
-      const auto body = std::span<const std::byte>(layer.body).first(layer.bytes);
-      accumulate_s +=
-          seconds([&] { codec.payload->accumulate({}, body, kWeight, layer.sum.floats()); });
+      std::array<std::span<const std::byte>, kSenders> bodies;
+      bodies.fill(std::span<const std::byte>(layer.body).first(layer.bytes));
+      sum_s += seconds([&] {
+        codec.payload->sum({.workspace = workspace.bytes()}, bodies, kWeight, layer.sum.floats());
+      });
     }
     if (round < 0) {
       row.bytes = set.back().bytes;
@@ -215,12 +209,12 @@ Row measure(const Codec& codec, std::int64_t n, std::size_t layers, bool zero, i
     probes.push_back(probe_s / count);
     encodes.push_back(encode_s / count);
     shares.push_back(probe_s / encode_s);
-    accumulates.push_back(accumulate_s / count);
+    sums.push_back(sum_s / count);
   }
   row.probe_s = spread(probes);
   row.encode_s = spread(encodes);
   row.share = spread(shares);
-  row.accumulate_s = spread(accumulates);
+  row.sum_s = spread(sums);
   return row;
 }
 
@@ -231,12 +225,12 @@ double gigabytes_per_s(const Row& row, double s) {
 double bits_per_kept(const Row& row) { return static_cast<double>(row.bytes) * 8 / row.kept; }
 
 void print(const Row& row) {
-  std::printf("%-24s %10lld %5s  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f  %11zu %7.2f\n",
-              row.spec.c_str(), static_cast<long long>(row.elements), row.zeroes ? "zero" : "keep",
+  std::printf("%-24s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f  %11zu %7.2f\n",
+              row.spec.c_str(), static_cast<long long>(row.elements),
               gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
               row.share.median, row.share.least, row.share.most,
-              gigabytes_per_s(row, row.accumulate_s.median),
-              row.accumulate_s.median * kNanoseconds / row.kept, row.bytes, bits_per_kept(row));
+              gigabytes_per_s(row, row.sum_s.median),
+              row.sum_s.median * kNanoseconds / row.kept / kSenders, row.bytes, bits_per_kept(row));
   std::fflush(stdout);
 }
 
@@ -246,11 +240,10 @@ std::string json(const Row& row) {
            std::to_string(s.least * 1e6) + "," + std::to_string(s.most * 1e6) + "]";
   };
   return "{\"spec\":\"" + row.spec + "\",\"elements\":" + std::to_string(row.elements) +
-         ",\"gradient_after\":\"" + (row.zeroes ? "zero" : "keep") +
-         "\",\"bytes\":" + std::to_string(row.bytes) +
+         ",\"bytes\":" + std::to_string(row.bytes) +
          ",\"bits_per_kept\":" + std::to_string(bits_per_kept(row)) +
          field("probe_us", row.probe_s) + field("encode_us", row.encode_s) +
-         field("accumulate_us", row.accumulate_s) + ",\"share\":[" +
+         field("sum_us", row.sum_s) + ",\"share\":[" +
          std::to_string(row.share.median) + "," + std::to_string(row.share.least) + "," +
          std::to_string(row.share.most) + "]}";
 }
@@ -320,8 +313,8 @@ void run(std::span<char*> words) {
       "# GB/s of fp32 gradient; share: probe time / encode time, pairs in turns, median "
       "[least, most] of %d\n",
       arguments.rounds);
-  std::printf("# %-22s %10s %5s  %7s %7s  %-18s  %8s %8s  %11s %7s\n", "codec", "elements", "grad",
-              "probe", "encode", "share", "add GB/s", "ns/kept", "bytes", "bits");
+  std::printf("# %-22s %10s  %7s %7s  %-18s  %8s %8s  %11s %7s\n", "codec", "elements",
+              "probe", "encode", "share", "sum GB/s", "ns/kept", "bytes", "bits");
   std::ofstream lines;
   if (!arguments.json.empty()) lines.open(arguments.json);
   const std::size_t layers =
@@ -329,8 +322,8 @@ void run(std::span<char*> words) {
   for (const Codec& codec : codecs) {
     for (const bool layered : {false, true}) {
       const Row row = layered ? measure(codec, arguments.layer, std::min<std::size_t>(layers, 64),
-                                        true, arguments.rounds)
-                              : measure(codec, arguments.elements, 1, false, arguments.rounds);
+                                        arguments.rounds)
+                              : measure(codec, arguments.elements, 1, arguments.rounds);
       print(row);
       if (lines.is_open()) lines << json(row) << '\n';
     }

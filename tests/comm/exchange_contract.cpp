@@ -231,8 +231,24 @@ void Model::fill_integers(std::uint64_t step) {
   }
 }
 
+std::unique_ptr<Transfer> Model::start(std::uint64_t step, float weight) {
+  std::vector<Gradient> gradients;
+  if (step % 2 == 0) {
+    for (const TensorView& grad : grads_) gradients.push_back({grad, grad});
+    return exchange_->start(step, weight, gradients);
+  }
+  std::vector<std::byte> sources = bytes_;
+  std::fill(bytes_.begin(), bytes_.end(), std::byte{0xFF});
+  for (const TensorView& grad : grads_) {
+    TensorView source = grad;
+    source.data = sources.data() + (static_cast<std::byte*>(grad.data) - bytes_.data());
+    gradients.push_back({source, grad});
+  }
+  return exchange_->start(step, weight, gradients);
+}
+
 std::vector<std::uint8_t> Model::reduce(std::uint64_t step, float weight) {
-  std::unique_ptr<Transfer> transfer = exchange_->start(step, weight, grads_);
+  std::unique_ptr<Transfer> transfer = start(step, weight);
   for (int t = 1; t < exchange_->transfers(); ++t) {
     transfer->wait(soon());
     transfer = exchange_->next();
@@ -468,8 +484,8 @@ TEST_P(ExchangeContract, ExchangesOverlap) {
       first.fill(step);
       second.fill(step);
       alone.fill(step);
-      auto a = first.exchange().start(step, mean_weight(comm), first.grads());
-      auto b = second.exchange().start(step, mean_weight(comm), second.grads());
+      auto a = first.start(step, mean_weight(comm));
+      auto b = second.start(step, mean_weight(comm));
       const int transfers = first.exchange().transfers();
       for (int t = 1; t < transfers; ++t) {
         a->wait(soon());
@@ -495,8 +511,9 @@ TEST_P(ExchangeContract, RefusesOtherTensorsThanPlanned) {
   const ExchangeCase& c = GetParam();
   c.ranks.run([&](Communicator& comm) {
     Model model(comm, c, {10, 20}, DType::kF32);
-    std::vector<TensorView> grads(model.grads().begin(), model.grads().end());
-    grads[1].elements = 19;
+    std::vector<Gradient> grads;
+    for (const TensorView& grad : model.grads()) grads.push_back({grad, grad});
+    grads[1].source.elements = 19;
     try {
       model.exchange().start(0, 1.0F, grads);
       ADD_FAILURE() << "a gradient of 19 elements was taken for one of 20";

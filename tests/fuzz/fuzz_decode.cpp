@@ -1,6 +1,7 @@
 // Every decoder on any bytes: byte 0 picks the codec, bytes 1 and 2 the element count, the rest is
-// the body. A decode either works or throws CorruptPayload; what it accepts, accumulate accepts
-// too.
+// the body. A decode either works or throws CorruptPayload; what it accepts, accumulate and
+// sum accept too.
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <span>
@@ -49,7 +50,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   } catch (const thinwire::CorruptPayload&) {
     added = false;
   }
+  const std::span<const std::byte> view_of_body(body);
+  const std::array bodies = {view_of_body, view_of_body};
+  bool summed = true;
+  try {
+    codec.sum(ctx, bodies, 0.5F, out);
+  } catch (const thinwire::CorruptPayload&) {
+    summed = false;
+  }
   std::free(scratch);
-  if (decoded != added) std::abort();
+  if (decoded != added || added != summed) std::abort();
   return 0;
 }

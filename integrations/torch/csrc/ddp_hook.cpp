@@ -26,8 +26,9 @@ DType dtype_of(const at::Tensor& tensor) {
 }
 
 DdpHook::DdpHook(std::shared_ptr<GradientReducer> reducer,
-                 const std::vector<at::Tensor>& parameters)
-    : reducer_(std::move(reducer)), parameters_(parameters) {
+                 const std::vector<at::Tensor>& parameters,
+                 std::shared_ptr<GradientHandover> handover)
+    : reducer_(std::move(reducer)), handover_(std::move(handover)), parameters_(parameters) {
   layer_of_.reserve(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     layer_of_.emplace(parameters[i].unsafeGetTensorImpl(), i);
@@ -49,6 +50,7 @@ Bucket DdpHook::describe(c10d::GradBucket& bucket) const {
   Bucket described;
   described.last = bucket.isLast();
   described.layers.reserve(parameters.size());
+  auto sources = std::make_shared<std::vector<at::Tensor>>();
   std::int64_t begin = 0;  // DDP packs the gradients without gaps
   for (const at::Tensor& parameter : parameters) {
     const auto found = layer_of_.find(parameter.unsafeGetTensorImpl());
@@ -59,7 +61,15 @@ Bucket DdpHook::describe(c10d::GradBucket& bucket) const {
           ": a parameter that the model did not have when compress() was called"
           "\nhint: call thinwire.torch.compress() after the last change of the model's parameters");
     }
-    described.layers.push_back({found->second, whole.slice(begin, end)});
+    BucketLayer& layer =
+        described.layers.emplace_back(BucketLayer{found->second, whole.slice(begin, end), {}});
+    if (handover_) {
+      if (const at::Tensor fresh = handover_->take(layer.layer); fresh.defined()) {
+        layer.source = {fresh.data_ptr(), fresh.numel(), dtype};
+        sources->push_back(fresh);
+      }
+      handover_->set_place(layer.layer, buffer, begin);
+    }
     begin = end;
   }
   if (begin != whole.elements) {
@@ -67,6 +77,10 @@ Bucket DdpHook::describe(c10d::GradBucket& bucket) const {
                           std::to_string(begin) + " elements, got " +
                           std::to_string(whole.elements) +
                           "\nhint: this PyTorch packs its buckets in a way thinwire does not know");
+  }
+  described.sources = std::move(sources);
+  if (handover_ && described.last) {
+    handover_->disarm();
   }
   return described;
 }

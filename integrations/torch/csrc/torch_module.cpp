@@ -104,9 +104,13 @@ void restore(GradientReducer& reducer, const py::dict& dict) {
   reducer.restore(s);
 }
 
-void attach(const std::shared_ptr<GradientReducer>& reducer,
-            const std::shared_ptr<c10d::Reducer>& ddp, const std::vector<at::Tensor>& parameters) {
-  ddp->register_comm_hook(std::make_unique<DdpHook>(reducer, parameters));
+std::shared_ptr<GradientHandover> attach(const std::shared_ptr<GradientReducer>& reducer,
+                                         const std::shared_ptr<c10d::Reducer>& ddp,
+                                         const std::vector<at::Tensor>& parameters,
+                                         bool hand_over) {
+  auto handover = hand_over ? GradientHandover::make(parameters) : nullptr;
+  ddp->register_comm_hook(std::make_unique<DdpHook>(reducer, parameters, handover));
+  return handover;
 }
 
 void translate(std::exception_ptr error) {
@@ -131,11 +135,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "thinwire's reducer over a c10d process group; use thinwire.torch instead";
   py::register_exception_translator(&thinwire::translate);
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  py::class_<thinwire::GradientHandover, std::shared_ptr<thinwire::GradientHandover>>(
+      m, "GradientHandover")
+      .def("arm", &thinwire::GradientHandover::arm, no_gil, py::arg("reduces"));
   py::class_<GradientReducer, std::shared_ptr<GradientReducer>>(m, "GradientReducer")
       .def(py::init(&thinwire::make_reducer), no_gil, py::arg("backend"), py::arg("store"),
            py::arg("store_host"), py::arg("names"), py::arg("parameters"), py::arg("policy"),
            py::arg("deadline"), py::arg("grace"), py::arg("threads"))
-      .def("attach", &thinwire::attach, py::arg("ddp_reducer"), py::arg("parameters"))
+      .def("attach", &thinwire::attach, py::arg("ddp_reducer"), py::arg("parameters"),
+           py::arg("hand_over"))
       .def("stats", &thinwire::stats)
       .def("state", &thinwire::state)
       .def("restore", &thinwire::restore)

@@ -1,6 +1,7 @@
 #include "tests/compressors/contract/payload_codec_contract.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdlib>
@@ -90,8 +91,7 @@ EncodeOutcome PayloadCodecContract::encode(const std::vector<float>& values, Mem
                     .step = call.step,
                     .sender = call.sender,
                     .key_hash = Key{.parameter = "w", .end = n}.hash(),
-                    .parameter = "w",
-                    .gradient_after = call.after};
+                    .parameter = "w"};
   const std::int64_t before_call = allocations();
   outcome.result = codec_.encode(ctx, grad.view(), memory, std::span(out).subspan(shift));
   EXPECT_EQ(allocations(), before_call) << "encode allocated";
@@ -103,14 +103,7 @@ EncodeOutcome PayloadCodecContract::encode(const std::vector<float>& values, Mem
       << "encode wrote beyond its body";
   EXPECT_TRUE(grad.guards_intact()) << "encode wrote outside the gradient";
   outcome.body.assign(body_begin, body_end);
-  outcome.grad_after = grad.bytes();
-  if (call.after == GradientAfter::kKeep) {
-    EXPECT_EQ(outcome.grad_after, before) << "encode changed the gradient";
-  } else {
-    EXPECT_TRUE(std::all_of(outcome.grad_after.begin(), outcome.grad_after.end(), [](std::byte b) {
-      return b == std::byte{0};
-    })) << "the gradient is not all +0";
-  }
+  EXPECT_EQ(grad.bytes(), before) << "encode changed the gradient";
   if (memory != nullptr && memory->written()) {
     const auto next = memory->next();
     outcome.residual.assign(next.begin(), next.end());
@@ -138,6 +131,19 @@ std::vector<float> PayloadCodecContract::accumulate(const std::vector<std::byte>
   return sum;
 }
 
+std::vector<float> PayloadCodecContract::sum(const std::vector<std::vector<std::byte>>& bodies,
+                                             float weight, std::int64_t n) const {
+  const std::vector<std::span<const std::byte>> views(bodies.begin(), bodies.end());
+  const Scratch scratch(codec_.workspace_bytes(n));
+  Array out(DType::kF32, std::vector<float>(static_cast<std::size_t>(n), kNaN), 1);
+  const std::int64_t before_call = allocations();
+  codec_.sum({.workspace = scratch.span()}, views, weight,
+             {static_cast<float*>(out.view().data), static_cast<std::size_t>(n)});
+  EXPECT_EQ(allocations(), before_call) << "sum allocated";
+  EXPECT_TRUE(out.guards_intact()) << "sum wrote outside its output";
+  return out.values();
+}
+
 void PayloadCodecContract::expect_decoded_or_refused(const std::vector<std::byte>& body,
                                                      std::int64_t n) const {
   const auto copy = std::make_unique<std::byte[]>(body.size());
@@ -156,6 +162,14 @@ void PayloadCodecContract::expect_decoded_or_refused(const std::vector<std::byte
   } catch (const CorruptPayload&) {
   }
   EXPECT_TRUE(sum.guards_intact());
+  const std::span<const std::byte> bytes(copy.get(), body.size());
+  const std::array bodies = {bytes, bytes};
+  try {
+    codec_.sum({.workspace = scratch.span()}, bodies, 0.5F,
+               {static_cast<float*>(sum.view().data), static_cast<std::size_t>(n)});
+  } catch (const CorruptPayload&) {
+  }
+  EXPECT_TRUE(sum.guards_intact());
 }
 
 // x = decoded + residual: the residual is v - decoded, one rounding, to the last bit.
@@ -163,20 +177,16 @@ TEST_P(PayloadCodecContract, NothingIsLost) {
   for (const DType dtype : dtypes()) {
     for (const Pattern pattern : kPatterns) {
       for (const std::int64_t n : sizes()) {
-        for (const GradientAfter after : {GradientAfter::kKeep, GradientAfter::kZero}) {
-          SCOPED_TRACE(testing::Message() << name(pattern) << " n=" << n << " " << name(dtype)
-                                          << " after=" << static_cast<int>(after));
-          Memory memory = make_memory(Pattern::kNormal, n, {.decay = 0.875F});
-          const auto got =
-              encode(make_values(pattern, n, 5), &memory, {.dtype = dtype, .after = after});
-          ASSERT_FALSE(got.result.nonfinite);
-          ASSERT_EQ(got.result.empty, got.zero);
-          ASSERT_EQ(memory.written(), !got.result.empty);
-          const auto decoded = decode(got.body, n);
-          for (std::size_t i = 0; i < got.residual.size(); ++i) {
-            ASSERT_EQ(got.residual[i], got.v[i] - decoded[i])
-                << "element " << i << ", v " << got.v[i] << ", decoded " << decoded[i];
-          }
+        SCOPED_TRACE(testing::Message() << name(pattern) << " n=" << n << " " << name(dtype));
+        Memory memory = make_memory(Pattern::kNormal, n, {.decay = 0.875F});
+        const auto got = encode(make_values(pattern, n, 5), &memory, {.dtype = dtype});
+        ASSERT_FALSE(got.result.nonfinite);
+        ASSERT_EQ(got.result.empty, got.zero);
+        ASSERT_EQ(memory.written(), !got.result.empty);
+        const auto decoded = decode(got.body, n);
+        for (std::size_t i = 0; i < got.residual.size(); ++i) {
+          ASSERT_EQ(got.residual[i], got.v[i] - decoded[i])
+              << "element " << i << ", v " << got.v[i] << ", decoded " << decoded[i];
         }
       }
     }
@@ -213,6 +223,42 @@ TEST_P(PayloadCodecContract, AccumulateAddsTheWeightedDecodedValues) {
         const float product = 0.3F * decoded[i];
         ASSERT_EQ(sum[i], start[i] + product) << name(pattern) << " n=" << n << " element " << i;
       }
+    }
+  }
+}
+
+// Bit for bit what accumulate of one body after the other adds to zeros.
+TEST_P(PayloadCodecContract, SumIsAccumulateInTheOrderOfTheSenders) {
+  for (const std::int64_t n : {std::int64_t{0}, std::int64_t{1}, test_.block + 1,
+                               std::int64_t{8191}, std::int64_t{8193}, std::int64_t{20011}}) {
+    std::vector<std::vector<std::byte>> bodies;
+    for (const std::size_t senders : {1U, 2U, 7U, 8U, 9U, 17U}) {
+      while (bodies.size() < senders) {
+        Memory memory(n);
+        const Pattern pattern = bodies.size() % 5 == 3 ? Pattern::kZero : Pattern::kNormal;
+        bodies.push_back(encode(make_values(pattern, n, 30 + bodies.size()), &memory).body);
+      }
+      std::vector<float> expected(static_cast<std::size_t>(n));
+      for (const auto& body : bodies) expected = accumulate(body, 0.3F, expected);
+      ASSERT_TRUE(same_bits(sum(bodies, 0.3F, n), expected)) << "n=" << n << " of " << senders;
+    }
+    bodies[4] = {static_cast<std::byte>(BodyMode::kNonFinite)};
+    for (const float x : sum(bodies, 1, n)) ASSERT_TRUE(std::isnan(x));
+  }
+}
+
+TEST_P(PayloadCodecContract, SumNamesTheSenderOfACorruptBody) {
+  const std::int64_t n = 1009;
+  const auto good = encode(make_values(Pattern::kNormal, n, 40), nullptr).body;
+  for (const std::size_t bad : {std::size_t{0}, std::size_t{2}, std::size_t{10}}) {
+    std::vector<std::vector<std::byte>> bodies(11, good);
+    bodies[bad].resize(3);
+    try {
+      sum(bodies, 1, n);
+      ADD_FAILURE() << "a body of 3 bytes was taken";
+    } catch (const CorruptPayload& error) {
+      const std::string what = error.what();
+      EXPECT_NE(what.find("rank " + std::to_string(bad) + ":"), std::string::npos) << what;
     }
   }
 }
@@ -286,15 +332,12 @@ TEST_P(PayloadCodecContract, NonFiniteValuesAreFlaggedAndNeverEnterMemory) {
             const std::vector<float> before(memory.current().begin(), memory.current().end());
             std::vector<std::byte> out(codec_.slot_bytes(n));
             const Scratch scratch(codec_.workspace_bytes(n));
-            const Context ctx{.workspace = scratch.span(), .gradient_after = GradientAfter::kZero};
+            const Context ctx{.workspace = scratch.span()};
             const auto result = codec_.encode(ctx, grad.view(), &memory, out);
             ASSERT_TRUE(result.nonfinite);
             ASSERT_EQ(result.bytes, 1U);
             ASSERT_FALSE(memory.written());
             ASSERT_TRUE(same_bits(memory.current(), before));
-            const auto after = grad.bytes();
-            ASSERT_TRUE(std::all_of(after.begin(), after.end(),
-                                    [](std::byte b) { return b == std::byte{0}; }));
             out.resize(result.bytes);
             for (const float x : decode(out, n)) ASSERT_TRUE(std::isnan(x));
             for (const float x : accumulate(out, 1, before)) ASSERT_TRUE(std::isnan(x));
@@ -449,8 +492,7 @@ TEST_P(PayloadCodecContract, NameIsItsCanonicalSpec) {
 TEST_P(PayloadCodecContract, ManyElements) {
   const std::int64_t n = test_.large ? 10'000'019 : 100'003;
   Memory memory(n);
-  const auto got =
-      encode(make_values(Pattern::kNormal, n, 22), &memory, {.after = GradientAfter::kZero});
+  const auto got = encode(make_values(Pattern::kNormal, n, 22), &memory);
   const auto decoded = decode(got.body, n);
   std::int64_t wrong = 0;
   for (std::size_t i = 0; i < decoded.size(); ++i) {

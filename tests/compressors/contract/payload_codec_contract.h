@@ -33,14 +33,12 @@ struct EncodeOutcome {
   std::vector<std::byte> body;  // result.bytes of them
   std::vector<float> v;         // grad + decay * residual in fp32, two roundings
   std::vector<float> residual;  // memory.next(), when written
-  std::vector<std::byte> grad_after;
 };
 
 class PayloadCodecContract : public testing::TestWithParam<ContractCase> {
  protected:
   struct Call {
     DType dtype = DType::kF32;
-    GradientAfter after = GradientAfter::kKeep;
     int threads = 1;
     std::int64_t shift = 0;      // elements by which the gradient is off its alignment
     std::int64_t out_shift = 0;  // bytes
@@ -60,6 +58,8 @@ class PayloadCodecContract : public testing::TestWithParam<ContractCase> {
   }
   std::vector<float> accumulate(const std::vector<std::byte>& body, float weight,
                                 std::vector<float> sum) const;
+  std::vector<float> sum(const std::vector<std::vector<std::byte>>& bodies, float weight,
+                         std::int64_t n) const;
   // Decode and accumulate of bytes that may be anything: a valid result or CorruptPayload.
   void expect_decoded_or_refused(const std::vector<std::byte>& body, std::int64_t n) const;
 

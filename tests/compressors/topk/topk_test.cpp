@@ -42,11 +42,10 @@ struct Encoded {
   std::vector<std::byte> body;
 };
 
-Encoded encode(const PayloadCodec& codec, TensorView grad, Memory* memory, std::uint64_t step = 0,
-               GradientAfter after = GradientAfter::kKeep) {
+Encoded encode(const PayloadCodec& codec, TensorView grad, Memory* memory, std::uint64_t step = 0) {
   Scratch scratch(codec.workspace_bytes(grad.elements));
   std::vector<std::byte> out(codec.slot_bytes(grad.elements));
-  const Context ctx{.workspace = scratch.span(), .step = step, .gradient_after = after};
+  const Context ctx{.workspace = scratch.span(), .step = step};
   Encoded encoded;
   encoded.result = codec.encode(ctx, grad, memory, out);
   EXPECT_LE(encoded.result.bytes, out.size());
@@ -156,11 +155,9 @@ TEST_P(TopKTargets, MatchesTheReferenceByteForByte) {
       const TopKReference reference =
           encode_topk_reference(options, grad, residual, memory.decay());
       Floats g = grad;
-      const bool zero = random() % 2 == 0;
-      const Encoded encoded = encode(*codec, view(g), &memory, random(),
-                                     zero ? GradientAfter::kZero : GradientAfter::kKeep);
+      const Encoded encoded = encode(*codec, view(g), &memory, random());
       ASSERT_EQ(encoded.body, reference.body);
-      ASSERT_TRUE(same_bits(g, zero ? Floats(n, 0.0F) : grad));
+      ASSERT_TRUE(same_bits(g, grad));
       if (reference.residual.empty()) {
         ASSERT_FALSE(memory.written());
         continue;
@@ -183,9 +180,9 @@ TEST_P(TopKTargets, WithoutMemoryTheGradientAloneIsEncoded) {
     const auto codec = make_topk_codec(options);
     const Floats grad = normals(n, n);
     Floats g = grad;
-    const Encoded encoded = encode(*codec, view(g), nullptr, 0, GradientAfter::kZero);
+    const Encoded encoded = encode(*codec, view(g), nullptr);
     EXPECT_EQ(encoded.body, encode_topk_reference(options, grad, {}, 1.0F).body);
-    EXPECT_TRUE(same_bits(g, Floats(n, 0.0F)));
+    EXPECT_TRUE(same_bits(g, grad));
   }
 }
 
@@ -211,13 +208,11 @@ TEST_P(TopKTargets, SixteenBitGradientsCountAsTheirFp32Values) {
       Memory memory(count);
       memory.restore(residual);
       const Encoded encoded =
-          encode(*codec, {data, count, dtype}, &memory, 3, GradientAfter::kZero);
+          encode(*codec, {data, count, dtype}, &memory, 3);
       const TopKReference reference = encode_topk_reference(options, values, residual, 1.0F);
       EXPECT_EQ(encoded.body, reference.body);
       memory.commit();
       EXPECT_TRUE(same_bits(memory.current(), reference.residual));
-      const auto* bits = static_cast<const std::uint16_t*>(data);
-      EXPECT_TRUE(std::all_of(bits, bits + n, [](std::uint16_t b) { return b == 0; }));
     };
     check(bf16.data(), DType::kBF16, as_bf16);
     check(fp16.data(), DType::kF16, as_fp16);

@@ -53,15 +53,37 @@ def compress(
         threads=threads,
     )
     try:
-        native.attach(ddp_model.reducer, parameters)
+        handover = native.attach(ddp_model.reducer, parameters, _may_hand_over(ddp_model))
     except RuntimeError as error:
         raise InvalidArgument(_HOOK_TAKEN.format(hook="a built-in hook")) from error
+    if handover is not None:
+        _arm_after_forward(ddp_model, handover)
     ddp_model.register_comm_hook = _refuse_hook  # type: ignore[method-assign]
     reducer = Reducer(native, policy)
     ddp_model._thinwire_reducer = reducer  # type: ignore[assignment]
     if dist.get_rank(ddp_model.process_group) == 0:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer
+
+
+def _may_hand_over(model: DistributedDataParallel) -> bool:
+    """Whether gradients may go to the reducer without DDP's copy: see gradient_handover.h."""
+    in_backward = any(hasattr(p, "_in_backward_optimizers") for p in model.parameters())
+    return bool(
+        model.gradient_as_bucket_view
+        and model.mixed_precision is None
+        and not getattr(model, "batched_grad_copy", False)
+        and not in_backward
+    )
+
+
+def _arm_after_forward(model: DistributedDataParallel, handover: Any) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def arm(module: Any, _args: object, _output: object) -> None:
+        # As DDP itself decides whether the coming backward reduces.
+        handover.arm(torch.is_grad_enabled() and module.require_backward_grad_sync)
+
+    model.register_forward_hook(arm)
 
 
 _HOOK_TAKEN = (

@@ -1,0 +1,99 @@
+#include "integrations/torch/csrc/gradient_handover.h"
+
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <utility>
+
+namespace thinwire {
+
+class GradientHandover::Hook final : public torch::autograd::FunctionPreHook {
+ public:
+  Hook(std::weak_ptr<GradientHandover> handover, std::size_t index)
+      : handover_(std::move(handover)), index_(index) {}
+
+  torch::autograd::variable_list operator()(
+      const torch::autograd::variable_list& gradients) override {
+    const std::shared_ptr<GradientHandover> handover = handover_.lock();
+    if (!handover || gradients.size() != 1) {
+      return gradients;
+    }
+    return {handover->keep(index_, gradients[0])};
+  }
+
+ private:
+  std::weak_ptr<GradientHandover> handover_;
+  std::size_t index_;
+};
+
+std::shared_ptr<GradientHandover> GradientHandover::make(
+    const std::vector<at::Tensor>& parameters) {
+  auto handover = std::make_shared<GradientHandover>();
+  handover->slots_.reserve(parameters.size());
+  for (const at::Tensor& parameter : parameters) {
+    auto accumulator = torch::autograd::impl::grad_accumulator(parameter);
+    accumulator->add_pre_hook(std::make_unique<Hook>(handover, handover->slots_.size()));
+    Slot& slot = handover->slots_.emplace_back();
+    slot.parameter = parameter;
+    slot.accumulator = std::move(accumulator);
+  }
+  return handover;
+}
+
+void GradientHandover::arm(bool reduces) {
+  const std::lock_guard lock(mutex_);
+  armed_ = reduces;
+  for (Slot& slot : slots_) {
+    slot.fresh.reset();
+  }
+}
+
+void GradientHandover::disarm() {
+  const std::lock_guard lock(mutex_);
+  armed_ = false;
+}
+
+void GradientHandover::set_place(std::size_t index, const at::Tensor& bucket, std::int64_t begin) {
+  const std::lock_guard lock(mutex_);
+  Slot& slot = slots_[index];
+  if (!slot.parameter.is_contiguous()) {
+    return;
+  }
+  const auto* data = static_cast<const char*>(bucket.const_data_ptr()) +
+                     begin * static_cast<std::int64_t>(bucket.element_size());
+  if (!slot.place.defined() || slot.place.const_data_ptr() != data) {
+    slot.place = bucket.narrow(0, begin, slot.parameter.numel()).view(slot.parameter.sizes());
+  }
+}
+
+at::Tensor GradientHandover::take(std::size_t index) {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(slots_[index].fresh, {});
+}
+
+bool GradientHandover::may_keep(const Slot& slot, const at::Tensor& gradient) const {
+  return armed_ && slot.place.defined() && gradient.defined() && !slot.parameter.grad().defined() &&
+         !at::GradMode::is_enabled() && !gradient.requires_grad() &&
+         gradient.layout() == at::kStrided && gradient.options().type_equal(slot.place.options()) &&
+         gradient.sizes() == slot.place.sizes() && gradient.is_contiguous() &&
+         torch::autograd::impl::post_acc_grad_hooks(slot.parameter) == nullptr &&
+         slot.accumulator->post_hooks().size() == 1;  // DDP's
+}
+
+at::Tensor GradientHandover::keep(std::size_t index, const at::Tensor& gradient) {
+  const std::lock_guard lock(mutex_);
+  Slot& slot = slots_[index];
+  if (slot.fresh.defined()) {
+    // A second gradient in one backward is added to param.grad, where the first must be.
+    slot.parameter.mutable_grad().copy_(std::exchange(slot.fresh, {}));
+    return gradient;
+  }
+  if (!may_keep(slot, gradient)) {
+    return gradient;
+  }
+  slot.fresh = gradient;
+  return slot.place.detach();  // a handle of its own, which autograd takes over without a copy
+}
+
+}  // namespace thinwire
