@@ -1,5 +1,7 @@
 #include "compressors/topk/topk.h"
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -21,7 +23,6 @@ namespace thinwire {
 namespace {
 
 using topk::Candidates;
-using topk::kCandidateSlack;
 using topk::kChunkElements;
 
 // Mode; gap parameter, bitmap flag and kind of values in one byte; 32-bit count.
@@ -33,9 +34,10 @@ constexpr int kValuesShift = 6;
 constexpr std::int64_t kMaxElements = (std::int64_t{1} << 32) - 1;
 // Entries that are decoded at a time, into arrays on the stack.
 constexpr std::size_t kBatch = kTopKBlock;
-// Bodies that are summed in one pass over the sum, and the elements of a range of that pass: 32 KiB.
+// Bodies that are summed in one pass over the sum, and the elements of a range of that pass: 8 KiB.
 constexpr std::size_t kTogether = 8;
-constexpr std::size_t kSumElements = 8192;
+constexpr std::size_t kSumElements = 2048;
+constexpr std::size_t kLineBytes = 64;
 // Sampled selection is content with this share of k.
 constexpr double kLeastShare = 0.8;
 // Below this the residual is likely still in the cache at the next step; stores around the cache
@@ -121,8 +123,8 @@ std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
   const std::int64_t k = keep(n);
   if (k == 0) return 0;
   const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
-  return Workspace::bytes_for<std::uint32_t>(room + kCandidateSlack) +
-         Workspace::bytes_for<float>(room + kCandidateSlack);
+  return Workspace::bytes_for<std::uint32_t>(room) +
+         Workspace::bytes_for<float>(room);
 }
 
 // One pass, and a second over what is stored by now if the sample misled.
@@ -165,8 +167,8 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   const std::int64_t k = keep(n);
   Workspace workspace(ctx.workspace);
   const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
-  const auto index = workspace.take<std::uint32_t>(room + kCandidateSlack);
-  const auto value = workspace.take<float>(room + kCandidateSlack);
+  const auto index = workspace.take<std::uint32_t>(room);
+  const auto value = workspace.take<float>(room);
   Candidates candidates{.index = index.data(),
                         .value = value.data(),
                         .capacity = candidate_capacity(n, k),
@@ -222,8 +224,8 @@ class TopKCodec::Entries {
   bool next();
   std::span<const std::uint32_t> indices() const { return std::span(indices_).first(size_); }
   std::span<const float> values() const { return std::span(values_).first(size_); }
-  // Adds all entries below `end` that were not added before; for ascending `end`.
-  void add_below(std::uint64_t end, float weight, float* out);
+  // Adds the entries of [begin, begin + range.size()) to `range`; ranges come one after the other.
+  void add_to(std::span<float> range, std::size_t begin, float weight);
 
  private:
   Context ctx_;
@@ -285,14 +287,15 @@ bool TopKCodec::Entries::next() {
   return true;
 }
 
-void TopKCodec::Entries::add_below(std::uint64_t end, float weight, float* out) {
+void TopKCodec::Entries::add_to(std::span<float> range, std::size_t begin, float weight) {
   for (;;) {
-    while (added_ < size_ && indices_[added_] < end) {
-      const float scaled = weight * values_[added_];
-      out[indices_[added_]] += scaled;
-      ++added_;
+    std::size_t at = added_;
+    for (; at < size_ && indices_[at] - begin < range.size(); ++at) {
+      const float scaled = weight * values_[at];
+      range[indices_[at] - begin] += scaled;
     }
-    if (added_ < size_ || !next()) return;
+    added_ = at;
+    if (at < size_ || !next()) return;
   }
 }
 
@@ -325,8 +328,8 @@ void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, 
   }
 }
 
-// A range of `out` that stays in the cache takes the entries of several bodies, one body after the
-// other: `out` passes through memory once for kTogether bodies.
+// Range by range in the L1 cache, where all bodies add their entries, and from there to `out`, which
+// is written once for kTogether bodies, whole cache lines at a time.
 void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
                     float weight, std::span<float> out) const {
   const bool plain = std::all_of(bodies.begin(), bodies.end(), [](std::span<const std::byte> body) {
@@ -335,6 +338,9 @@ void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byt
   });
   if (!plain) return PayloadCodec::sum(ctx, bodies, weight, out);
   check_device(ctx);
+  const bool streaming = out.size() >= static_cast<std::size_t>(kStreamingElements);
+  const std::size_t past_line = reinterpret_cast<std::uintptr_t>(out.data()) % kLineBytes;
+  alignas(kLineBytes) std::array<float, kSumElements> storage = {};
   Context of_sender = ctx;
   for (std::size_t first = 0; first == 0 || first < bodies.size(); first += kTogether) {
     std::array<std::optional<Entries>, kTogether> entries;
@@ -345,14 +351,20 @@ void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byt
       entries[i - first].emplace(*this, of_sender, bodies[i],
                                  static_cast<std::int64_t>(out.size()));
     }
-    for (std::size_t begin = 0; begin < out.size(); begin += kSumElements) {
-      const std::size_t end = std::min(begin + kSumElements, out.size());
-      if (first == 0) std::fill(out.begin() + begin, out.begin() + end, 0.0F);
+    // All ranges but the first begin a cache line.
+    std::size_t size = kSumElements - past_line / sizeof(float);
+    for (std::size_t begin = 0; begin < out.size(); begin += size, size = kSumElements) {
+      size = std::min(size, out.size() - begin);
+      const std::span<float> range = std::span(storage).first(size);
+      const std::span<float> place = out.subspan(begin, size);
+      if (first > 0) std::copy(place.begin(), place.end(), range.begin());
       for (std::optional<Entries>& sender : entries) {
-        if (sender) sender->add_below(end, weight, out.data());
+        if (sender) sender->add_to(range, begin, weight);
       }
+      topk::move_out(range, place.data(), streaming);
     }
   }
+  if (streaming) hwy::FlushStream();
 }
 
 }  // namespace

@@ -217,7 +217,10 @@ std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
         bits.buffer >>= length;
         bits.buffered -= length;
       } else {
-        gap = read_gap(bits);
+        // By way of a copy, so that `bits` itself may live in registers.
+        Bits rest = bits;
+        gap = read_gap(rest);
+        bits = rest;
       }
       position += gap;
       if (position >= n_) [[unlikely]]

@@ -11,19 +11,16 @@
 
 namespace thinwire::topk {
 
-// Elements that are scanned between two looks at the room left among the candidates; a multiple of
-// every target's unrolled vector, 4 KiB of fp32, so that the gradient stays in the L1 cache for
-// whatever else is done to it.
-inline constexpr std::size_t kChunkElements = 1024;
-// Floats a vector store may write past the last candidate, at most (unrolled vectors of 512 bits).
-inline constexpr std::size_t kCandidateSlack = 64;
+// Elements that are scanned between two looks at the room left among the candidates: four pages of
+// fp32, which stay in the L1 cache until the candidates among them are taken.
+inline constexpr std::size_t kChunkElements = 4096;
 
 inline constexpr std::uint32_t kMagnitudeMask = 0x7FFFFFFF;
 inline constexpr std::uint32_t kInfinityBits = 0x7F800000;
 
 // Entries with |v| >= the threshold seen so far, in index order.
 struct Candidates {
-  std::uint32_t* index = nullptr;  // capacity + kCandidateSlack of each
+  std::uint32_t* index = nullptr;  // capacity of each
   float* value = nullptr;
   std::size_t count = 0;
   std::size_t capacity = 0;  // at least keep + kChunkElements
@@ -57,5 +54,9 @@ struct ScanSummary {
 
 // v = grad + decay * residual (the product rounded, then the sum), v to next, candidates appended.
 ScanSummary scan(const Scan& args, Candidates& candidates);
+
+// Copies `range` to `to` and leaves zeros in it. streaming: whole cache lines of `to` are written
+// around the caches; hwy::FlushStream() must follow the last one.
+void move_out(std::span<float> range, float* to, bool streaming);
 
 }  // namespace thinwire::topk

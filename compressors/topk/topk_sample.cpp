@@ -20,6 +20,8 @@ constexpr std::int64_t kLeastStride = 8;
 // Scattered entries whose lines are fetched ahead together: more than a core has misses in flight,
 // and few enough to stay in its L1 cache.
 constexpr std::size_t kPrefetchEntries = 64;
+// Elements of the sample that are brought together before they are scanned.
+constexpr std::int64_t kGatherElements = 1024;
 
 struct SamplePlan {
   std::int64_t lines = 0;   // 0: no sample
@@ -40,7 +42,7 @@ std::size_t sample_keep(std::int64_t n, std::int64_t k, const SamplePlan& plan, 
   return static_cast<std::size_t>(std::ceil(hits + deviations * std::sqrt(hits))) + 1;
 }
 
-constexpr std::int64_t kLinesOfChunk = kChunkElements / kLineElements;
+constexpr std::int64_t kLinesOfChunk = kGatherElements / kLineElements;
 
 // Numbers of the chunk's lines, one of each stratum. Every stratum draws its own place: a fixed
 // stride could keep step with a matrix's rows.
@@ -99,8 +101,8 @@ std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates,
   sample.keep = sample_keep(scan.count, k, plan, deviations);
   sample.capacity = sample.keep + 2 * kChunkElements;
 
-  alignas(64) std::array<float, kChunkElements> grad;
-  alignas(64) std::array<float, kChunkElements> residual;
+  alignas(64) std::array<float, kGatherElements> grad;
+  alignas(64) std::array<float, kGatherElements> residual;
   const auto element_bytes = static_cast<std::int64_t>(size_bytes(scan.dtype));
   const std::int64_t line_bytes = kLineElements * element_bytes;
   const auto line_of = [&](std::int64_t line) {

@@ -15,14 +15,21 @@ namespace thinwire::topk {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 16 lanes at most: an index vector has 32-bit lanes, kCandidateSlack and kChunkElements rely on
-// it.
+// 16 lanes at most and 4 at least, which the layout of Hits relies on.
 using F = hn::CappedTag<float, 16>;
 using U = hn::RebindToUnsigned<F>;
 using I = hn::RebindToSigned<F>;
 
-// Two streams are read; a little ahead of the hardware's prefetchers, which stop at page ends.
-constexpr std::size_t kPrefetchElements = 512;
+// A chunk is scanned in lines of 16 elements, one of each page in turn: the hardware prefetches
+// each page on its own, and none across its end, so several at a time hide more of the latency.
+constexpr std::size_t kLine = 16;
+constexpr std::size_t kPage = 1024;
+
+// One bit an element that may be a candidate; where a vector has 4 lanes, in every other half byte.
+struct Hits {
+  static std::size_t bytes_a_line() { return hn::Lanes(F()) >= 8 ? kLine / 8 : kLine / 4; }
+  HWY_ALIGN std::uint8_t bits[kChunkElements / 4 + 8];
+};
 
 struct Running {
   hn::Vec<I> magnitude;      // per lane
@@ -41,80 +48,105 @@ HWY_INLINE hn::Vec<F> load_v(F d, const float* grad, const float* residual, hn::
   }
 }
 
-HWY_INLINE hn::Vec<I> magnitude_of(hn::Vec<F> v) {
-  return hn::And(hn::BitCast(I(), v), hn::Set(I(), static_cast<std::int32_t>(kMagnitudeMask)));
-}
+// One chunk, or what is left of the tensor.
+struct Chunk {
+  const float* grad;
+  const float* residual;
+  float* next;
+  std::size_t count;
+};
 
-HWY_INLINE void append(hn::Vec<F> v, hn::Vec<I> magnitude, hn::Vec<I> below, std::uint32_t first,
-                       Candidates& c) {
-  const auto taken = hn::Gt(magnitude, below);
-  hn::CompressStore(v, hn::RebindMask(F(), taken), F(), c.value + c.count);
-  c.count +=
-      hn::CompressStore(hn::Iota(U(), first), hn::RebindMask(U(), taken), U(), c.index + c.count);
-}
-
-// grad, residual, next: this chunk's.
-template <bool kResidual>
-HWY_INLINE void scan_chunk(const Scan& args, const float* grad, const float* residual, float* next,
-                           std::size_t count, std::uint32_t first, Running& running,
-                           Candidates& c) {
+// Elements [at, at + 16).
+template <bool kResidual, bool kStreaming>
+HWY_INLINE void scan_line(const Chunk& chunk, std::size_t at, hn::Vec<F> decay, hn::Vec<I> below,
+                          Running& running, std::uint8_t* hits) {
   const F d;
   const std::size_t lanes = hn::Lanes(d);
-  const auto decay = hn::Set(d, args.decay);
-  const auto below = hn::Set(I(), static_cast<std::int32_t>(c.threshold - 1));
-  std::size_t i = 0;
-  for (; i + 4 * lanes <= count; i += 4 * lanes) {
-    if constexpr (kResidual) hwy::Prefetch(residual + i + kPrefetchElements);
-    hwy::Prefetch(grad + i + kPrefetchElements);
-    const auto v0 = load_v<kResidual>(d, grad + i, residual + i, decay, running);
-    const auto v1 = load_v<kResidual>(d, grad + i + lanes, residual + i + lanes, decay, running);
-    const auto v2 =
-        load_v<kResidual>(d, grad + i + 2 * lanes, residual + i + 2 * lanes, decay, running);
-    const auto v3 =
-        load_v<kResidual>(d, grad + i + 3 * lanes, residual + i + 3 * lanes, decay, running);
-    if (next != nullptr) {
-      if (args.streaming) {
-        hn::Stream(v0, d, next + i);
-        hn::Stream(v1, d, next + i + lanes);
-        hn::Stream(v2, d, next + i + 2 * lanes);
-        hn::Stream(v3, d, next + i + 3 * lanes);
-      } else {
-        hn::StoreU(v0, d, next + i);
-        hn::StoreU(v1, d, next + i + lanes);
-        hn::StoreU(v2, d, next + i + 2 * lanes);
-        hn::StoreU(v3, d, next + i + 3 * lanes);
+  for (std::size_t i = at; i < at + kLine; i += lanes) {
+    const float* residual = kResidual ? chunk.residual + i : nullptr;
+    const auto v = load_v<kResidual>(d, chunk.grad + i, residual, decay, running);
+    if constexpr (kStreaming) {
+      hn::Stream(v, d, chunk.next + i);
+    } else if (chunk.next != nullptr) {
+      hn::StoreU(v, d, chunk.next + i);
+    }
+    const auto magnitude =
+        hn::And(hn::BitCast(I(), v), hn::Set(I(), static_cast<std::int32_t>(kMagnitudeMask)));
+    running.magnitude = hn::Max(running.magnitude, magnitude);
+    std::uint8_t bits[8];  // as many as StoreMaskBits may write
+    const std::size_t bytes = hn::StoreMaskBits(I(), hn::Gt(magnitude, below), bits);
+    std::memcpy(hits, bits, bytes);
+    hits += bytes;
+  }
+}
+
+template <bool kResidual, bool kStreaming>
+HWY_INLINE void scan_lines(const Chunk chunk, hn::Vec<F> decay, hn::Vec<I> below, Running& so_far,
+                           std::uint8_t* hits) {
+  const std::size_t bytes = Hits::bytes_a_line();
+  // A local, in registers: for all the compiler knows, stores of bits may change what lies outside.
+  Running running = so_far;
+  const auto scan = [&](std::size_t at) HWY_ATTR {
+    scan_line<kResidual, kStreaming>(chunk, at, decay, below, running, hits + at / kLine * bytes);
+  };
+  std::size_t at = 0;
+  if (chunk.count == kChunkElements) {
+    for (; at < kPage; at += kLine) {
+      scan(at);
+      scan(at + kPage);
+      scan(at + 2 * kPage);
+      scan(at + 3 * kPage);
+    }
+    so_far = running;
+    return;
+  }
+  for (; at + kLine <= chunk.count; at += kLine) scan(at);
+  so_far = running;
+  const std::size_t rest = chunk.count - at;
+  if (rest == 0) return;
+  // The last elements through padded copies, zeros behind them: never candidates.
+  HWY_ALIGN float grad[kLine] = {};
+  HWY_ALIGN float residual[kLine] = {};
+  HWY_ALIGN float next[kLine];
+  std::memcpy(grad, chunk.grad + at, rest * sizeof(float));
+  if constexpr (kResidual) std::memcpy(residual, chunk.residual + at, rest * sizeof(float));
+  scan_line<kResidual, false>({grad, residual, next, kLine}, 0, decay, below, so_far,
+                              hits + at / kLine * bytes);
+  if (chunk.next != nullptr) std::memcpy(chunk.next + at, next, rest * sizeof(float));
+}
+
+// Appends the elements whose bits are set, in order.
+template <bool kResidual, bool kStreaming>
+HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits,
+                          std::uint32_t first, Candidates& c) {
+  const std::size_t lanes = hn::Lanes(F());
+  const std::size_t a_word = lanes >= 8 ? 64 : 32;  // elements
+  const std::size_t lines = (chunk.count + kLine - 1) / kLine;
+  const std::size_t bytes = lines * Hits::bytes_a_line();
+  std::memset(hits.bits + bytes, 0, 8);  // the last word may begin before it and end behind
+  std::size_t taken = c.count;
+  for (std::size_t byte = 0; byte < bytes; byte += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, hits.bits + byte, sizeof word);
+    const std::size_t base = byte / 8 * a_word;
+    for (; word != 0; word &= word - 1) {
+      const auto bit = static_cast<std::size_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(word));
+      const std::size_t i = base + (lanes >= 8 ? bit : bit / 8 * 4 + bit % 8);
+      float v = chunk.grad[i];
+      if constexpr (kStreaming || kResidual) {
+        // What has been stored around the caches is computed once more.
+        if (kStreaming || chunk.next == nullptr) {
+          if constexpr (kResidual) v += args.decay * chunk.residual[i];
+        } else {
+          v = chunk.next[i];
+        }
       }
-    }
-    const auto m0 = magnitude_of(v0);
-    const auto m1 = magnitude_of(v1);
-    const auto m2 = magnitude_of(v2);
-    const auto m3 = magnitude_of(v3);
-    const auto most = hn::Max(hn::Max(m0, m1), hn::Max(m2, m3));
-    running.magnitude = hn::Max(running.magnitude, most);
-    if (HWY_UNLIKELY(!hn::AllFalse(I(), hn::Gt(most, below)))) {
-      const auto at = first + static_cast<std::uint32_t>(i);
-      const auto step = static_cast<std::uint32_t>(lanes);
-      append(v0, m0, below, at, c);
-      append(v1, m1, below, at + step, c);
-      append(v2, m2, below, at + 2 * step, c);
-      append(v3, m3, below, at + 3 * step, c);
+      c.value[taken] = v;
+      c.index[taken] = first + static_cast<std::uint32_t>(i);
+      ++taken;
     }
   }
-  // The last elements of a tensor through a padded copy, zeros behind them: never candidates.
-  for (; i < count; i += lanes) {
-    const std::size_t rest = std::min(lanes, count - i);
-    HWY_ALIGN float g[16] = {};
-    HWY_ALIGN float r[16] = {};
-    std::memcpy(g, grad + i, rest * sizeof(float));
-    if constexpr (kResidual) std::memcpy(r, residual + i, rest * sizeof(float));
-    const auto v = load_v<kResidual>(d, g, r, decay, running);
-    HWY_ALIGN float stored[16];
-    hn::Store(v, d, stored);
-    if (next != nullptr) std::memcpy(next + i, stored, rest * sizeof(float));
-    const auto m = magnitude_of(v);
-    running.magnitude = hn::Max(running.magnitude, m);
-    append(v, m, below, first + static_cast<std::uint32_t>(i), c);
-  }
+  c.count = taken;
 }
 
 // fp16 and bf16 to fp32, exactly.
@@ -141,29 +173,41 @@ HWY_INLINE void widen(DType dtype, const void* from, std::size_t count, float* t
   }
 }
 
-ScanSummary scan_all(const Scan& args, Candidates& c) {
-  const I di;
-  Running running{hn::Zero(di), hn::Zero(U())};
+template <bool kResidual, bool kStreaming>
+void scan_chunks(const Scan& args, Running& running, Candidates& c) {
   HWY_ALIGN float widened[kChunkElements];
+  Hits hits;
+  const auto decay = hn::Set(F(), args.decay);
   const auto total = static_cast<std::size_t>(args.count);
-  const std::size_t element_bytes = size_bytes(args.dtype);
-  // Locals: the compiler cannot know that float stores leave the struct alone.
-  Candidates local = c;
   for (std::size_t i = 0; i < total; i += kChunkElements) {
     const std::size_t count = std::min(kChunkElements, total - i);
-    if (local.count + count > local.capacity) keep_largest(local);
-    const void* source = static_cast<const char*>(args.grad) + i * element_bytes;
+    if (c.count + count > c.capacity) keep_largest(c);
+    const void* source = static_cast<const char*>(args.grad) + i * size_bytes(args.dtype);
     if (args.dtype != DType::kF32) widen(args.dtype, source, count, widened);
-    const float* grad = args.dtype == DType::kF32 ? static_cast<const float*>(source) : widened;
-    float* next = args.next == nullptr ? nullptr : args.next + i;
-    const auto first = args.first + static_cast<std::uint32_t>(i);
-    if (args.residual != nullptr) {
-      scan_chunk<true>(args, grad, args.residual + i, next, count, first, running, local);
-    } else {
-      scan_chunk<false>(args, grad, nullptr, next, count, first, running, local);
-    }
+    const Chunk chunk{
+        .grad = args.dtype == DType::kF32 ? static_cast<const float*>(source) : widened,
+        .residual = kResidual ? args.residual + i : nullptr,
+        .next = args.next == nullptr ? nullptr : args.next + i,
+        .count = count};
+    const auto below = hn::Set(I(), static_cast<std::int32_t>(c.threshold - 1));
+    scan_lines<kResidual, kStreaming>(chunk, decay, below, running, hits.bits);
+    take_hits<kResidual, kStreaming>(args, chunk, hits,
+                                     args.first + static_cast<std::uint32_t>(i), c);
   }
-  if (args.streaming) hwy::FlushStream();
+  if constexpr (kStreaming) hwy::FlushStream();
+}
+
+ScanSummary scan_all(const Scan& args, Candidates& c) {
+  Running running{hn::Zero(I()), hn::Zero(U())};
+  // A local: the compiler cannot know that float stores leave the struct alone.
+  Candidates local = c;
+  if (args.residual == nullptr) {
+    args.streaming ? scan_chunks<false, true>(args, running, local)
+                   : scan_chunks<false, false>(args, running, local);
+  } else {
+    args.streaming ? scan_chunks<true, true>(args, running, local)
+                   : scan_chunks<true, false>(args, running, local);
+  }
   c = local;
   HWY_ALIGN std::uint32_t lanes[16] = {};
   ScanSummary summary;
@@ -176,6 +220,34 @@ ScanSummary scan_all(const Scan& args, Candidates& c) {
   return summary;
 }
 
+template <bool kStreaming>
+HWY_INLINE void move_lines(std::span<float> range, float* to) {
+  const F d;
+  const auto move = [&](std::size_t begin, std::size_t end) {
+    std::memcpy(to + begin, range.data() + begin, (end - begin) * sizeof(float));
+    std::memset(range.data() + begin, 0, (end - begin) * sizeof(float));
+  };
+  const std::size_t past =
+      reinterpret_cast<std::uintptr_t>(to) % (kLine * sizeof(float)) / sizeof(float);
+  const std::size_t first = std::min(range.size(), (kLine - past) % kLine);
+  const std::size_t last = first + (range.size() - first) / kLine * kLine;
+  move(0, first);
+  for (std::size_t i = first; i < last; i += hn::Lanes(d)) {
+    const auto v = hn::LoadU(d, range.data() + i);
+    if constexpr (kStreaming) {
+      hn::Stream(v, d, to + i);
+    } else {
+      hn::StoreU(v, d, to + i);
+    }
+    hn::StoreU(hn::Zero(d), d, range.data() + i);
+  }
+  move(last, range.size());
+}
+
+void move_range(std::span<float> range, float* to, bool streaming) {
+  streaming ? move_lines<true>(range, to) : move_lines<false>(range, to);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace thinwire::topk
 HWY_AFTER_NAMESPACE();
@@ -184,9 +256,14 @@ HWY_AFTER_NAMESPACE();
 namespace thinwire::topk {
 
 HWY_EXPORT(scan_all);
+HWY_EXPORT(move_range);
 
 ScanSummary scan(const Scan& args, Candidates& candidates) {
   return HWY_DYNAMIC_DISPATCH(scan_all)(args, candidates);
+}
+
+void move_out(std::span<float> range, float* to, bool streaming) {
+  HWY_DYNAMIC_DISPATCH(move_range)(range, to, streaming);
 }
 
 }  // namespace thinwire::topk
