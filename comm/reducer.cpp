@@ -279,8 +279,8 @@ class GradientReducer::Impl {
   void check_view(std::size_t index, const TensorView& grad) const {
     const Layer& layer = layers_[index];
     if (grad.dtype != layer.dtype) {
-      throw InvalidArgument(where(index) + "expected " + std::string(name(layer.dtype)) +
-                            ", got " + std::string(name(grad.dtype)) +
+      throw InvalidArgument(where(index) + "expected " + std::string(name(layer.dtype)) + ", got " +
+                            std::string(name(grad.dtype)) +
                             "\nhint: gradients keep the layer table's dtype; make a new reducer "
                             "after changing it");
     }

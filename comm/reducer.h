@@ -39,8 +39,8 @@ struct ReducerOptions {
 };
 
 struct BucketLayer {
-  std::size_t layer = 0;  // index in the layer table
-  TensorView grad;        // gets the result; contiguous, the table's dtype and element count
+  std::size_t layer = 0;   // index in the layer table
+  TensorView grad;         // gets the result; contiguous, the table's dtype and element count
   TensorView source = {};  // where the gradient is read, the same dtype and count; no data: `grad`
 };
 

@@ -58,7 +58,7 @@ class SparseExchange final : public Exchange {
       const std::span<std::byte> slot = message_.bytes().subspan(slots_[i].offset, slots_[i].bytes);
       if (layers_[i].payload == nullptr) {
         load_f32(grads_[i].source, {reinterpret_cast<float*>(slot.data()),
-                             static_cast<std::size_t>(layers_[i].elements)});
+                                    static_cast<std::size_t>(layers_[i].elements)});
       } else if (encode(i, slot)) {
         header.flags |= kFlagNonFinite;
       }

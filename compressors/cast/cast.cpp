@@ -27,9 +27,7 @@ class CastCodec final : public PayloadCodec {
     const BodyMode mark = look_ahead(grad, memory);
     if (mark != BodyMode::kFamily) return write_mark(mark, out);
     out[0] = std::byte{mode()};
-    CastEncode args{.grad = grad,
-                    .codes = out.data() + 1,
-                    .type = dtype_};
+    CastEncode args{.grad = grad, .codes = out.data() + 1, .type = dtype_};
     if (memory != nullptr) {
       args.residual = memory->current().data();
       args.decay = memory->decay();

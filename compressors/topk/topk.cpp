@@ -123,8 +123,7 @@ std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
   const std::int64_t k = keep(n);
   if (k == 0) return 0;
   const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
-  return Workspace::bytes_for<std::uint32_t>(room) +
-         Workspace::bytes_for<float>(room);
+  return Workspace::bytes_for<std::uint32_t>(room) + Workspace::bytes_for<float>(room);
 }
 
 // One pass, and a second over what is stored by now if the sample misled.
@@ -328,8 +327,8 @@ void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, 
   }
 }
 
-// Range by range in the L1 cache, where all bodies add their entries, and from there to `out`, which
-// is written once for kTogether bodies, whole cache lines at a time.
+// Range by range in the L1 cache, where all bodies add their entries, and from there to `out`,
+// which is written once for kTogether bodies, whole cache lines at a time.
 void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
                     float weight, std::span<float> out) const {
   const bool plain = std::all_of(bodies.begin(), bodies.end(), [](std::span<const std::byte> body) {

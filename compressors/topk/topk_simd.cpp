@@ -15,7 +15,7 @@ namespace thinwire::topk {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 16 lanes at most and 4 at least, which the layout of Hits relies on.
+// 16 lanes at most: a line has so many elements.
 using F = hn::CappedTag<float, 16>;
 using U = hn::RebindToUnsigned<F>;
 using I = hn::RebindToSigned<F>;
@@ -25,10 +25,10 @@ using I = hn::RebindToSigned<F>;
 constexpr std::size_t kLine = 16;
 constexpr std::size_t kPage = 1024;
 
-// One bit an element that may be a candidate; where a vector has 4 lanes, in every other half byte.
+// One bit an element that may be a candidate; vectors of fewer than 8 lanes take a byte each.
 struct Hits {
-  static std::size_t bytes_a_line() { return hn::Lanes(F()) >= 8 ? kLine / 8 : kLine / 4; }
-  HWY_ALIGN std::uint8_t bits[kChunkElements / 4 + 8];
+  static std::size_t bytes_a_line() { return kLine / std::min<std::size_t>(8, hn::Lanes(F())); }
+  HWY_ALIGN std::uint8_t bits[kChunkElements + 8];
 };
 
 struct Running {
@@ -117,10 +117,9 @@ HWY_INLINE void scan_lines(const Chunk chunk, hn::Vec<F> decay, hn::Vec<I> below
 
 // Appends the elements whose bits are set, in order.
 template <bool kResidual, bool kStreaming>
-HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits,
-                          std::uint32_t first, Candidates& c) {
-  const std::size_t lanes = hn::Lanes(F());
-  const std::size_t a_word = lanes >= 8 ? 64 : 32;  // elements
+HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits, std::uint32_t first,
+                          Candidates& c) {
+  const std::size_t lanes = std::min<std::size_t>(8, hn::Lanes(F()));  // of a byte
   const std::size_t lines = (chunk.count + kLine - 1) / kLine;
   const std::size_t bytes = lines * Hits::bytes_a_line();
   std::memset(hits.bits + bytes, 0, 8);  // the last word may begin before it and end behind
@@ -128,10 +127,10 @@ HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits,
   for (std::size_t byte = 0; byte < bytes; byte += 8) {
     std::uint64_t word = 0;
     std::memcpy(&word, hits.bits + byte, sizeof word);
-    const std::size_t base = byte / 8 * a_word;
+    const std::size_t base = byte * lanes;
     for (; word != 0; word &= word - 1) {
       const auto bit = static_cast<std::size_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(word));
-      const std::size_t i = base + (lanes >= 8 ? bit : bit / 8 * 4 + bit % 8);
+      const std::size_t i = base + bit / 8 * lanes + bit % 8;
       float v = chunk.grad[i];
       if constexpr (kStreaming || kResidual) {
         // What has been stored around the caches is computed once more.
@@ -191,8 +190,8 @@ void scan_chunks(const Scan& args, Running& running, Candidates& c) {
         .count = count};
     const auto below = hn::Set(I(), static_cast<std::int32_t>(c.threshold - 1));
     scan_lines<kResidual, kStreaming>(chunk, decay, below, running, hits.bits);
-    take_hits<kResidual, kStreaming>(args, chunk, hits,
-                                     args.first + static_cast<std::uint32_t>(i), c);
+    take_hits<kResidual, kStreaming>(args, chunk, hits, args.first + static_cast<std::uint32_t>(i),
+                                     c);
   }
   if constexpr (kStreaming) hwy::FlushStream();
 }

@@ -3,9 +3,9 @@
 //
 //   codecs_bench [--elements N] [--layer N] [--rounds R] [--json FILE] [SPEC...]
 //
-// Two rows a codec: one tensor of --elements (default 250 million fp32, 1 GB); and layers of --layer
-// (default 4,194,304) elements from a set larger than the caches, as a training step meets them.
-// sum: four bodies into one tensor. Medians, [least, most] over the rounds.
+// Two rows a codec: one tensor of --elements (default 250 million fp32, 1 GB); and layers of
+// --layer (default 4,194,304) elements from a set larger than the caches, as a training step meets
+// them. sum: four bodies into one tensor. Medians, [least, most] over the rounds.
 
 #include <sys/mman.h>
 
@@ -243,9 +243,8 @@ std::string json(const Row& row) {
          ",\"bytes\":" + std::to_string(row.bytes) +
          ",\"bits_per_kept\":" + std::to_string(bits_per_kept(row)) +
          field("probe_us", row.probe_s) + field("encode_us", row.encode_s) +
-         field("sum_us", row.sum_s) + ",\"share\":[" +
-         std::to_string(row.share.median) + "," + std::to_string(row.share.least) + "," +
-         std::to_string(row.share.most) + "]}";
+         field("sum_us", row.sum_s) + ",\"share\":[" + std::to_string(row.share.median) + "," +
+         std::to_string(row.share.least) + "," + std::to_string(row.share.most) + "]}";
 }
 
 std::string machine() {
@@ -313,8 +312,8 @@ void run(std::span<char*> words) {
       "# GB/s of fp32 gradient; share: probe time / encode time, pairs in turns, median "
       "[least, most] of %d\n",
       arguments.rounds);
-  std::printf("# %-22s %10s  %7s %7s  %-18s  %8s %8s  %11s %7s\n", "codec", "elements",
-              "probe", "encode", "share", "sum GB/s", "ns/kept", "bytes", "bits");
+  std::printf("# %-22s %10s  %7s %7s  %-18s  %8s %8s  %11s %7s\n", "codec", "elements", "probe",
+              "encode", "share", "sum GB/s", "ns/kept", "bytes", "bits");
   std::ofstream lines;
   if (!arguments.json.empty()) lines.open(arguments.json);
   const std::size_t layers =

@@ -1,4 +1,5 @@
-// GradientHandover: takes fresh gradients to the reducer without DDP's copy of them into its bucket.
+// GradientHandover: takes fresh gradients to the reducer without DDP's copy of them into its
+// bucket.
 //
 // With gradient_as_bucket_view=True DDP wants param.grad to lie in its bucket, and copies every
 // gradient there that autograd has put elsewhere: all of them, when the optimizer sets gradients to
@@ -19,10 +20,10 @@
 
 #include <ATen/ATen.h>
 
-#include <memory>
-#include <mutex>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
+#include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -42,7 +43,8 @@ class GradientHandover : public std::enable_shared_from_this<GradientHandover> {
   // Where DDP wants the gradient of parameter `index` from the next backward on: its part of
   // `bucket`, at element `begin`.
   void set_place(std::size_t index, const at::Tensor& bucket, std::int64_t begin);
-  // The gradient kept aside for parameter `index`, contiguous; undefined when it lies in the bucket.
+  // The gradient kept aside for parameter `index`, contiguous; undefined when it lies in the
+  // bucket.
   at::Tensor take(std::size_t index);
 
  private:

@@ -35,8 +35,7 @@ Outcome run(bool (*kernel)(const CastEncode&), DType type, DType dtype,
                            .decay = 0.75F,
                            .next = static_cast<float*>(next.view().data),
                            .codes = outcome.codes.data(),
-                           .type = type,
-                           .zero_gradient = n % 2 == 0});
+                           .type = type});
   outcome.next = next.bytes();
   outcome.grad = grad.bytes();
   EXPECT_TRUE(grad.guards_intact() && next.guards_intact());

@@ -61,8 +61,7 @@ TEST_P(QuantizeKernels, MatchTheReferenceBitForBit) {
                                     .bits = bits,
                                     .block = 128,
                                     .stochastic = stochastic,
-                                    .random = random_stream(7, 8, 9),
-                                    .zero_gradient = n % 2 == 0};
+                                    .random = random_stream(7, 8, 9)};
           const Outcome expected = run(quantize_encode_reference, args, dtype, values, residual);
           ASSERT_TRUE(expected.finite);
           Array decoded(DType::kBF16, n);

@@ -207,8 +207,7 @@ TEST_P(TopKTargets, SixteenBitGradientsCountAsTheirFp32Values) {
     const auto check = [&](void* data, DType dtype, const Floats& values) {
       Memory memory(count);
       memory.restore(residual);
-      const Encoded encoded =
-          encode(*codec, {data, count, dtype}, &memory, 3);
+      const Encoded encoded = encode(*codec, {data, count, dtype}, &memory, 3);
       const TopKReference reference = encode_topk_reference(options, values, residual, 1.0F);
       EXPECT_EQ(encoded.body, reference.body);
       memory.commit();

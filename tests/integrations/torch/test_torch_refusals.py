@@ -106,7 +106,7 @@ def job_foreign_parameter(rank: int, size: int) -> None:
     model = DDP(seeded(Mlp))
     native = tw.compress(model, "q8")._native
     other = DDP(seeded(Mlp))
-    native.attach(other.reducer, list(model.parameters()))
+    native.attach(other.reducer, list(model.parameters()), False)
     with pytest.raises(thinwire.InvalidArgument, match="compress"):
         loss_of(other, batch(rank, 0)).backward()
 

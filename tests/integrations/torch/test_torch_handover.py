@@ -1,0 +1,200 @@
+"""Gradients that reach the reducer without DDP's copy: every result as with it, to the bit."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import thinwire.torch as tw
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
+from torch.utils.checkpoint import checkpoint
+from torch_models import Mlp, assert_identical, batch, digest, loss_of, seeded, state_digest
+from torch_ranks import run_ranks
+
+COPY = "torch::distributed::reducer::copy_"
+Step = Callable[[DDP, int, int], None]
+
+
+def backward(model: DDP, rank: int, n: int) -> None:
+    loss_of(model, batch(rank, n)).backward()
+
+
+def accumulated(model: DDP, rank: int, n: int) -> None:
+    for part in range(3):
+        with model.no_sync() if part < 2 else nullcontext():
+            loss_of(model, batch(rank, 10 * n + part)).backward()
+
+
+def kept_gradients(model: DDP, rank: int, n: int) -> None:
+    model.zero_grad(set_to_none=n % 2 == 0)
+    backward(model, rank, n)
+
+
+def evaluated(model: DDP, rank: int, n: int) -> None:
+    """A forward without gradients in between, and one that is never differentiated."""
+    with torch.no_grad():
+        model(batch(rank, 100 + n))
+    backward(model, rank, n)
+    with torch.no_grad():
+        model(batch(rank, 200 + n))
+
+
+def two_forwards(model: DDP, rank: int, n: int) -> None:
+    (loss_of(model, batch(rank, n)) + loss_of(model, batch(rank, 50 + n))).backward()
+
+
+def around_ddp(model: DDP, rank: int, n: int) -> None:
+    """The module itself, without DDP, has local gradients, whatever was reduced before."""
+    backward(model, rank, n)
+    reduced = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss_of(model.module, batch(rank, 300 + n)).backward()
+    local = torch.autograd.grad(
+        loss_of(model.module, batch(rank, 300 + n)), list(model.parameters())
+    )
+    for p, expected, grad in zip(model.parameters(), local, reduced, strict=True):
+        assert torch.equal(p.grad, expected)
+        p.grad = grad
+
+
+def second_backward(model: DDP, rank: int, n: int) -> None:
+    """A second backward of the same graph is not reduced: it adds the local gradient."""
+    loss = loss_of(model, batch(rank, n))
+    loss.backward(retain_graph=True)
+    assert_identical(model)
+    reduced = [p.grad.clone() for p in model.parameters()]
+    loss.backward()
+    for p, grad in zip(model.parameters(), reduced, strict=True):
+        assert not torch.equal(p.grad, grad)
+        p.grad = grad
+
+
+def hooked(model: DDP, rank: int, n: int) -> None:
+    """Hooks on parameters see and change the local gradient."""
+    seen: list[torch.Tensor] = []
+    handles = [
+        model.module.first.weight.register_hook(lambda grad: 2 * grad),
+        model.module.second.weight.register_post_accumulate_grad_hook(
+            lambda p: seen.append(p.grad.clone())
+        ),
+    ]
+    x = batch(rank, n)
+    (local,) = torch.autograd.grad(loss_of(model.module, x), [model.module.second.weight])
+    loss_of(model, x).backward()
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(seen[0], local)
+
+
+SCENES: tuple[Step, ...] = (
+    backward,
+    accumulated,
+    kept_gradients,
+    evaluated,
+    two_forwards,
+    around_ddp,
+    second_backward,
+    hooked,
+)
+
+
+class Checkpointed(nn.Module):
+    """Reentrant checkpoints: autograd reaches the shared layer twice in one backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(24, 48)
+        self.shared = nn.Linear(48, 48)
+        self.last = nn.Linear(48, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for _ in range(2):
+            x = checkpoint(lambda y: torch.relu(self.shared(y)), x, use_reentrant=True)
+        return self.last(x)
+
+
+class Images(nn.Module):
+    """Weights in another layout than the default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 40, 3).to(memory_format=torch.channels_last)
+        self.last = nn.Linear(40, 30)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images = x[:, :, None, None].expand(-1, -1, 4, 4).reshape(-1, 6, 8, 8)
+        return self.last(self.conv(images).mean((2, 3)))
+
+
+def results(rank: int, make: Any, scene: Step, spec: str, steps: int = 5, **options: Any) -> Any:
+    model = DDP(seeded(make), bucket_cap_mb=0.01, **options)
+    reducer = tw.compress(model, spec)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    grads = []
+    for n in range(steps):
+        optimizer.zero_grad()
+        scene(model, rank, n)
+        grads.append(digest(p.grad for p in model.parameters()))
+        optimizer.step()
+        assert_identical(model, f"{scene.__name__}, {spec}, step {n}")
+    return grads, digest(model.parameters()), state_digest(reducer.state_dict())
+
+
+def job_same_as_copied(rank: int, size: int) -> None:
+    for scene in SCENES:
+        for spec in ("topk:0.05,values=q8", "q4") if scene is backward else ("topk:0.05",):
+            plain = results(rank, Mlp, scene, spec)
+            views = results(rank, Mlp, scene, spec, gradient_as_bucket_view=True)
+            assert views == plain, f"{scene.__name__}, {spec}"
+
+
+def job_every_family(rank: int, size: int) -> None:
+    for spec in ("none", "bf16", "randmask:0.2", "topk:0.1,start=3"):
+        plain = results(rank, Mlp, backward, spec)
+        views = results(rank, Mlp, backward, spec, gradient_as_bucket_view=True)
+        assert views == plain, spec
+
+
+def job_other_models(rank: int, size: int) -> None:
+    for make, options in ((Checkpointed, {"static_graph": True}), (Images, {})):
+        plain = results(rank, make, backward, "topk:0.1", **options)
+        views = results(rank, make, backward, "topk:0.1", gradient_as_bucket_view=True, **options)
+        assert views == plain, make.__name__
+
+
+def copies(model: DDP, rank: int, n: int) -> int:
+    model.zero_grad()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        backward(model, rank, n)
+    return sum(event.name == COPY for event in profile.events())
+
+
+def job_no_copies(rank: int, size: int) -> None:
+    """DDP copies nothing once its buckets are settled, and every gradient where it is not asked."""
+    for views in (True, False):
+        model = DDP(seeded(Mlp), gradient_as_bucket_view=views)
+        tw.compress(model, "topk:0.05")
+        for n in range(2):
+            model.zero_grad()
+            backward(model, rank, n)
+        assert copies(model, rank, 2) == (0 if views else 6)
+        assert_identical(model)
+
+
+def jobs(rank: int, size: int, *names: str) -> None:
+    for name in names:
+        globals()[name](rank, size)
+
+
+def test_alone() -> None:
+    run_ranks(__file__, "jobs", 1, "job_same_as_copied")
+
+
+def test_same_as_copied() -> None:
+    run_ranks(__file__, "jobs", 2, "job_same_as_copied", "job_no_copies")
+
+
+def test_families_and_models() -> None:
+    run_ranks(__file__, "jobs", 3, "job_every_family", "job_other_models")
