@@ -42,7 +42,7 @@ bench: release  ## the benchmarks: codecs on one core, step times over emulated 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
 	@.venv/bin/python scripts/lint.py
 
-fuzz: setup  ## each decoder's fuzzer in turn, FUZZ_SECONDS in all
+fuzz: setup  ## each decoder's fuzzer, FUZZ_SECONDS of one core in all
 	@scripts/build.sh fuzz
 	@$(py) scripts/run_fuzzers.py --seconds $(FUZZ_SECONDS)
 

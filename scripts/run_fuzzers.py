@@ -1,4 +1,5 @@
-"""scripts/run_fuzzers.py --seconds N: every program of build/fuzz/fuzzers, N seconds in all.
+"""scripts/run_fuzzers.py --seconds N: every program of build/fuzz/fuzzers, N seconds of one core in
+all, shared alike; as many run side by side as there are cores.
 
 Each starts from its corpus in tests/fuzz/corpus/NAME; what it finds beyond that goes to
 .cache/fuzz/NAME, and an input that crashes it to out/fuzz.
@@ -7,6 +8,7 @@ Each starts from its corpus in tests/fuzz/corpus/NAME; what it finds beyond that
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -50,7 +52,8 @@ def main() -> int:
         print(f"fuzz: no fuzzers in {folder}", file=sys.stderr)
         return 1
     seconds = max(1, options.seconds // len(programs))
-    passed = sum(fuzz(program, seconds) for program in programs)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        passed = sum(pool.map(lambda program: fuzz(program, seconds), programs))
     print(f"fuzz    {passed} passed, {len(programs) - passed} failed")
     return 0 if passed == len(programs) else 1
 
