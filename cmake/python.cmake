@@ -93,6 +93,8 @@ function(tw_torch_module name)
   Python_add_library(${name} MODULE WITH_SOABI ${ARGN})
   target_compile_definitions(${name} PRIVATE TORCH_EXTENSION_NAME=${name})
   target_link_libraries(${name} PRIVATE tw_torch)
+  # Debug information of all that torch's headers define would take half of the compile time.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-g1>)
   tw_package_module(${name})
 endfunction()
 
