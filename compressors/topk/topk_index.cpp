@@ -208,8 +208,13 @@ std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
   for (std::size_t first = 0; first < out.size(); first += group) {
     bits.refill();
     for (std::uint32_t& index : out.subspan(first, std::min(group, out.size() - first))) {
-      const int quotient = std::countr_zero(bits.buffer);
-      const int length = quotient + 1 + parameter;
+      int quotient = std::countr_zero(bits.buffer);
+      int length = quotient + 1 + parameter;
+      if (length > std::min(bits.buffered, 63)) [[unlikely]] {
+        bits.refill();
+        quotient = std::countr_zero(bits.buffer);
+        length = quotient + 1 + parameter;
+      }
       std::uint64_t gap = 0;
       if (length <= std::min(bits.buffered, 63)) [[likely]] {
         gap = (static_cast<std::uint64_t>(quotient) << parameter) |

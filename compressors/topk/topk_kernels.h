@@ -33,6 +33,10 @@ struct Candidates {
 // threshold to what may still enter: only more than the least kept. Needs count >= keep > 0.
 void keep_largest(Candidates& candidates);
 
+// Keeps the candidates with magnitude bits above `least` and the first `ties` that equal it, order
+// kept.
+void compact(Candidates& candidates, std::uint32_t least, std::size_t ties);
+
 // Drops candidates with magnitude bits below `least`, order kept.
 void drop_below(Candidates& candidates, std::uint32_t least);
 

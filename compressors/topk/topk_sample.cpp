@@ -15,6 +15,8 @@ constexpr std::int64_t kLineElements = 32;
 constexpr std::int64_t kExpectedHits = 32;
 constexpr std::int64_t kLeastSample = 4096;
 constexpr std::int64_t kMostSample = 65536;
+// One element of so many costs next to nothing, and saves candidates where k is large.
+constexpr std::int64_t kSparsestSample = 256;
 // A sample of more than an eighth costs more than it saves: the pass alone raises its threshold.
 constexpr std::int64_t kLeastStride = 8;
 // Scattered entries whose lines are fetched ahead together: more than a core has misses in flight,
@@ -29,8 +31,9 @@ struct SamplePlan {
 };
 
 SamplePlan plan_sample(std::int64_t n, std::int64_t k) {
+  const std::int64_t least = std::max(kLeastSample, n / kSparsestSample);
   const std::int64_t wanted =
-      std::clamp(kExpectedHits * ((n + k - 1) / k), kLeastSample, kMostSample);
+      std::min(std::max(kExpectedHits * ((n + k - 1) / k), least), kMostSample);
   if (wanted * kLeastStride > n) return {};
   const std::int64_t lines = wanted / kLineElements;
   return {.lines = lines, .stride = n / kLineElements / lines};

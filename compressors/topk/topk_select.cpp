@@ -47,18 +47,7 @@ void keep_largest(Candidates& c) {
   std::size_t above = 0;
   const std::uint32_t least =
       select_magnitude(std::span<const float>(c.value, c.count), c.keep, above);
-  std::size_t ties = c.keep - above;
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < c.count; ++i) {
-    const std::uint32_t bits = magnitude(c.value[i]);
-    const bool tie = bits == least && ties > 0;
-    const bool stays = bits > least || tie;
-    c.value[kept] = c.value[i];
-    c.index[kept] = c.index[i];
-    kept += stays ? 1 : 0;
-    ties -= tie ? 1 : 0;
-  }
-  c.count = kept;
+  compact(c, least, c.keep - above);
   c.threshold = least + 1;
   c.was_cut = true;
 }

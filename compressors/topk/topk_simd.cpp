@@ -48,6 +48,10 @@ HWY_INLINE hn::Vec<F> load_v(F d, const float* grad, const float* residual, hn::
   }
 }
 
+HWY_INLINE hn::Vec<I> magnitude_of(hn::Vec<F> v) {
+  return hn::And(hn::BitCast(I(), v), hn::Set(I(), static_cast<std::int32_t>(kMagnitudeMask)));
+}
+
 // One chunk, or what is left of the tensor.
 struct Chunk {
   const float* grad;
@@ -70,8 +74,7 @@ HWY_INLINE void scan_line(const Chunk& chunk, std::size_t at, hn::Vec<F> decay, 
     } else if (chunk.next != nullptr) {
       hn::StoreU(v, d, chunk.next + i);
     }
-    const auto magnitude =
-        hn::And(hn::BitCast(I(), v), hn::Set(I(), static_cast<std::int32_t>(kMagnitudeMask)));
+    const auto magnitude = magnitude_of(v);
     running.magnitude = hn::Max(running.magnitude, magnitude);
     std::uint8_t bits[8];  // as many as StoreMaskBits may write
     const std::size_t bytes = hn::StoreMaskBits(I(), hn::Gt(magnitude, below), bits);
@@ -219,6 +222,39 @@ ScanSummary scan_all(const Scan& args, Candidates& c) {
   return summary;
 }
 
+void compact_all(Candidates& c, std::uint32_t least, std::size_t ties) {
+  const F d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto limit = hn::Set(I(), static_cast<std::int32_t>(least));
+  const auto one_by_one = [&](std::size_t i, std::size_t& kept) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, c.value + i, sizeof bits);
+    bits &= kMagnitudeMask;
+    const bool tie = bits == least && ties > 0;
+    c.value[kept] = c.value[i];
+    c.index[kept] = c.index[i];
+    kept += bits > least || tie ? 1 : 0;
+    ties -= tie ? 1 : 0;
+  };
+  std::size_t kept = 0;
+  std::size_t i = 0;
+  // Vectors are stored whole, over candidates that have been read.
+  for (; i + lanes <= c.count; i += lanes) {
+    const auto v = hn::LoadU(d, c.value + i);
+    const auto magnitude = magnitude_of(v);
+    if (HWY_UNLIKELY(ties > 0 && !hn::AllFalse(I(), hn::Eq(magnitude, limit)))) {
+      for (std::size_t j = i; j < i + lanes; ++j) one_by_one(j, kept);
+      continue;
+    }
+    const auto stays = hn::Gt(magnitude, limit);
+    const auto index = hn::LoadU(U(), c.index + i);
+    hn::CompressStore(v, hn::RebindMask(d, stays), d, c.value + kept);
+    kept += hn::CompressStore(index, hn::RebindMask(U(), stays), U(), c.index + kept);
+  }
+  for (; i < c.count; ++i) one_by_one(i, kept);
+  c.count = kept;
+}
+
 template <bool kStreaming>
 HWY_INLINE void move_lines(std::span<float> range, float* to) {
   const F d;
@@ -255,10 +291,15 @@ HWY_AFTER_NAMESPACE();
 namespace thinwire::topk {
 
 HWY_EXPORT(scan_all);
+HWY_EXPORT(compact_all);
 HWY_EXPORT(move_range);
 
 ScanSummary scan(const Scan& args, Candidates& candidates) {
   return HWY_DYNAMIC_DISPATCH(scan_all)(args, candidates);
+}
+
+void compact(Candidates& candidates, std::uint32_t least, std::size_t ties) {
+  HWY_DYNAMIC_DISPATCH(compact_all)(candidates, least, ties);
 }
 
 void move_out(std::span<float> range, float* to, bool streaming) {
