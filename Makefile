@@ -34,10 +34,7 @@ test: build  ## every test: ctest and pytest
 	@$(py) scripts/run_tests.py dev --pytest
 
 bench: release  ## the benchmarks: codecs on one core, step times over emulated links; JSON in out/bench
-	@mkdir -p out/bench
-	@build/release/tests/codecs_bench --json out/bench/codecs.json
-	@$(py) tests/bench/torch_topk.py --json out/bench/torch_topk.json
-	@$(py) tests/bench/step_time.py --json out/bench/step_time.json
+	@$(py) -m tests.bench
 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
 	@.venv/bin/python scripts/lint.py

@@ -165,6 +165,11 @@ def test_help_and_version() -> None:
     for command in ("run", "lab", "demo", "bench"):
         assert f"  {command} " in text
     assert "up" in thinwire("lab", "--help").stdout
+    assert "--quick" in thinwire("demo", "--help").stdout
+    assert "--rate" in thinwire("bench", "steps", "--help").stdout
+    other = thinwire("bench", "stepps")
+    assert other.returncode == 2
+    assert "codecs, topk, steps" in other.stderr
 
 
 def test_policy_in_the_environment_alone(tmp_path: pathlib.Path) -> None:
