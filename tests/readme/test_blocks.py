@@ -1,11 +1,14 @@
 """Runs the code blocks of our Markdown files whose info string says so: ```bash test, ```python
-test, ```cpp test, ```toml test. Each runs in an empty folder of its own."""
+test, ```cpp test, ```toml test. Each runs in a folder of its own, which holds the example script,
+in an environment as torchrun makes it for one process."""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -56,7 +59,18 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join(programs),
         "PYTHONPATH": os.pathsep.join(packages),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
     }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def run_block(language: str, code: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -85,6 +99,7 @@ def execute(command: list[str], folder: pathlib.Path) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"{b.file}:{b.line}" for b in BLOCKS])
 def test_block(block: Block, tmp_path: pathlib.Path) -> None:
+    shutil.copy(ROOT / "examples" / "pytorch" / "train.py", tmp_path)
     out = run_block(block.language, block.code, tmp_path)
     assert out.returncode == 0, f"{block.file}:{block.line}\n{out.stdout}\n{out.stderr}"
 
