@@ -26,7 +26,6 @@ struct ReducerOptions {
   ReduceOp op = ReduceOp::kMean;
   std::chrono::milliseconds deadline{300'000};       // of every wait on a peer
   std::chrono::milliseconds roll_call_grace{3'000};  // after a failure
-  int threads = 1;                                   // of each encode and decode
   // Uncompressed layers of a bucket join its sparse message, which saves a collective, while their
   // fp32 bytes * (P - 1) stay under this: about the wire time of one collective's latency.
   std::size_t ride_along_bytes = 65'536;

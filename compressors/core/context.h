@@ -1,5 +1,5 @@
 // What every codec call gets besides the data. Plain values; a Context belongs to one call on one
-// thread, the memory it points to belongs to the caller.
+// thread, the memory it points to belongs to the caller. This version's codecs start no threads.
 #pragma once
 
 #include <cstddef>

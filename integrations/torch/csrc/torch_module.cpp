@@ -26,7 +26,7 @@ std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> 
                                               const std::vector<std::string>& names,
                                               const std::vector<at::Tensor>& parameters,
                                               const std::string& policy, double deadline_seconds,
-                                              double grace_seconds, int threads) {
+                                              double grace_seconds) {
   std::vector<Layer> layers;
   layers.reserve(names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -37,7 +37,6 @@ std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> 
   ReducerOptions options;
   options.deadline = milliseconds(deadline_seconds);
   options.roll_call_grace = milliseconds(grace_seconds);
-  options.threads = threads;
   return std::make_shared<GradientReducer>(std::move(comm), std::move(layers),
                                            Policy::parse(policy), options);
 }
@@ -141,7 +140,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<GradientReducer, std::shared_ptr<GradientReducer>>(m, "GradientReducer")
       .def(py::init(&thinwire::make_reducer), no_gil, py::arg("backend"), py::arg("store"),
            py::arg("store_host"), py::arg("names"), py::arg("parameters"), py::arg("policy"),
-           py::arg("deadline"), py::arg("grace"), py::arg("threads"))
+           py::arg("deadline"), py::arg("grace"))
       .def("attach", &thinwire::attach, py::arg("ddp_reducer"), py::arg("parameters"),
            py::arg("hand_over"))
       .def("stats", &thinwire::stats)

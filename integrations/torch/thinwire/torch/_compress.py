@@ -22,7 +22,6 @@ def compress(
     *,
     deadline: float = 300.0,
     grace: float = 3.0,
-    threads: int = 1,
 ) -> Reducer:
     """Compress the gradients of a DDP model from its next ``backward()`` on.
 
@@ -31,7 +30,7 @@ def compress(
 
     policy: one line (``"topk:0.01,values=q8"``), TOML text, or ``"@FILE"``.
     deadline: seconds that any wait for a peer may take. grace: seconds that survivors of a failure
-    give each other to report. threads: for each encode and decode.
+    give each other to report.
 
     Raises PolicyError, MismatchError (ranks disagree), PeerLost, NotAvailable for what this version
     does not do, InvalidArgument for a model that cannot be compressed.
@@ -50,7 +49,6 @@ def compress(
         policy=policy,
         deadline=deadline,
         grace=grace,
-        threads=threads,
     )
     try:
         handover = native.attach(ddp_model.reducer, parameters, _may_hand_over(ddp_model))
