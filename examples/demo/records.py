@@ -26,8 +26,8 @@ class CurvePoint:
 
 
 @dataclass
-class RunRecord:
-    """One (task, link, method). `failed` is empty, or why no figure holds, in one line."""
+class Measured:
+    """One (task, link, method), and what follows from its bytes."""
 
     task: str
     task_title: str
@@ -37,6 +37,32 @@ class RunRecord:
     label: str
     hosts: int
     parameters: int = 0
+
+    @property
+    def wire_mb_step(self) -> float:
+        """MB that a host sends in one step."""
+        raise NotImplementedError
+
+    @property
+    def where(self) -> str:
+        """Task and link: `MNIST MLP at 1 Gbit/s`."""
+        return f"{self.task_title} at {link_text(self.link)}"
+
+    @property
+    def ratio_fp32(self) -> float:
+        """Bytes a host of a plain fp32 ring allreduce ÷ bytes on the wire; 0 when none were."""
+        wire = self.wire_mb_step
+        return dense_mb(self.parameters, self.hosts) / wire if wire else 0.0
+
+    @property
+    def ratio_bf16(self) -> float:
+        return self.ratio_fp32 / 2.0
+
+
+@dataclass
+class RunRecord(Measured):
+    """One run of the demo. `failed` is empty, or why no figure holds, in one line."""
+
     budget_s: float = 0.0
     """Wall time that the run was given; no step is started that would end after it."""
     seconds: float = 0.0
@@ -56,25 +82,9 @@ class RunRecord:
     failed: str = ""
 
     @property
-    def where(self) -> str:
-        """Task and link: `MNIST MLP at 1 Gbit/s`."""
-        return f"{self.task_title} at {link_text(self.link)}"
-
-    @property
     def over_bound(self) -> float:
         """Step time ÷ bound step."""
         return self.step_ms / self.bound_ms if self.bound_ms else 0.0
-
-    @property
-    def ratio_fp32(self) -> float:
-        """Bytes a host of a plain fp32 ring allreduce ÷ bytes on the wire."""
-        return (
-            dense_mb(self.parameters, self.hosts) / self.wire_mb_step if self.wire_mb_step else 0.0
-        )
-
-    @property
-    def ratio_bf16(self) -> float:
-        return self.ratio_fp32 / 2.0
 
     @property
     def time_to_target(self) -> float | None:

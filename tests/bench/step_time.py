@@ -41,7 +41,7 @@ from examples.demo.environment import (
 from examples.demo.hosts import LOOPBACK, Hosts
 from examples.demo.methods import BOUND, FLOOR, check_spec, label
 from examples.demo.pool import WorkerError, WorkerPool
-from examples.demo.records import MB, RatePoint, dense_mb, groups, link_text
+from examples.demo.records import MB, Measured, RatePoint, groups, link_text
 from examples.demo.report import ratio_text
 from examples.demo.tasks import TASKS, Shard
 
@@ -75,17 +75,9 @@ class Pair:
 
 
 @dataclass
-class Result:
-    """One (task, link, method)."""
+class Result(Measured):
+    """Pairs of one (task, link, method)."""
 
-    task: str
-    task_title: str
-    workload: str
-    link: str
-    method: str
-    label: str
-    hosts: int
-    parameters: int = 0
     pairs: list[Pair] = field(default_factory=list)
     replicas_identical: bool = True
     metric: str = ""
@@ -97,7 +89,7 @@ class Result:
     @property
     def where(self) -> str:
         """What was measured: task, link and method."""
-        return f"{self.task_title} at {link_text(self.link)}, {self.label}"
+        return f"{super().where}, {self.label}"
 
     @property
     def ratio(self) -> float:
@@ -123,10 +115,6 @@ class Result:
         steps = sum(pair.steps for pair in self.pairs)
         return sum(pair.megabytes * pair.steps for pair in self.pairs) / steps
 
-    @property
-    def ratio_fp32(self) -> float:
-        return dense_mb(self.parameters, self.hosts) / self.wire_mb_step
-
     def rate_point(self) -> RatePoint:
         """For the picture; the range is that of the ratios, in ms of the median bound step."""
         low, high = (ratio * self.bound_ms for ratio in self.spread)
@@ -146,9 +134,9 @@ class Result:
         """Fields and derived figures."""
         derived: dict[str, Any] = {}
         if self.pairs:
-            names = ("ratio", "spread", "step_ms", "bound_ms", "wire_mb_step", "ratio_fp32")
+            names = ["ratio", "spread", "step_ms", "bound_ms"]
+            names += ["wire_mb_step", "ratio_fp32", "ratio_bf16"]
             derived = {name: getattr(self, name) for name in names}
-            derived["ratio_bf16"] = self.ratio_fp32 / 2.0
         return {**asdict(self), **derived}
 
     @classmethod
@@ -302,7 +290,7 @@ def cells(result: Result) -> list[str]:
         f"{low:.2f}-{high:.2f}",
         f"{result.wire_mb_step:.3g}",
         ratio_text(result.ratio_fp32),
-        ratio_text(result.ratio_fp32 / 2.0),
+        ratio_text(result.ratio_bf16),
         "–" if result.method == FLOOR else "yes" if result.replicas_identical else "NO",
     ]
 
