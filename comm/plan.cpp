@@ -1,23 +1,14 @@
 #include <algorithm>
 #include <cctype>
 
-#include "comm/nearest.h"
 #include "comm/policy.h"
 #include "compressors/core/error.h"
+#include "compressors/core/spelling.h"
 
 namespace thinwire {
 namespace {
 
 constexpr std::size_t kNamesShown = 5;
-
-std::string join(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) {
-    text += text.empty() ? "" : ", ";
-    text += word;
-  }
-  return text;
-}
 
 std::string shape_text(const Layer& layer) {
   std::string text;
@@ -53,15 +44,16 @@ std::string rule_text(const PolicyRule& rule) {
 
 [[noreturn]] void refuse_rule(const PolicyRule& rule, std::size_t number,
                               const std::vector<Layer>& layers) {
-  std::vector<std::string> names;
+  const std::string glob = without_wildcards(rule.name_glob);
+  std::vector<std::string_view> names;
   for (const Layer& layer : layers) {
     names.push_back(layer.name);
   }
   std::vector<std::string> shown;
-  for (const std::string& name : nearest(without_wildcards(rule.name_glob), names, kNamesShown)) {
+  for (const std::string_view near : nearest_spellings(glob, names, kNamesShown)) {
     const auto layer =
-        std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == name; });
-    shown.push_back(name + " (" + shape_text(*layer) + ")");
+        std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == near; });
+    shown.push_back(layer->name + " (" + shape_text(*layer) + ")");
   }
   throw PolicyError("rule " + std::to_string(number) + " (" + rule_text(rule) +
                     ") matches none of the " + std::to_string(layers.size()) +

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "comm/nearest.h"
 #include "compressors/core/error.h"
+#include "compressors/core/spelling.h"
 
 namespace thinwire {
 namespace {
@@ -21,18 +21,14 @@ class TomlReader {
                       std::to_string(at.begin.column) + ": " + what + "\nhint: " + hint);
   }
 
-  void check_keys(const toml::table& table, const std::vector<std::string>& known,
+  void check_keys(const toml::table& table, const std::vector<std::string_view>& known,
                   const std::string& where) const {
     for (auto&& [key, node] : table) {
       const std::string name(key.str());
       if (std::find(known.begin(), known.end(), name) == known.end()) {
-        std::string all;
-        for (const std::string& k : known) {
-          all += all.empty() ? "" : ", ";
-          all += k;
-        }
-        fail(key.source(), "unknown key '" + name + "' " + where + "; expected one of " + all,
-             "did you mean '" + nearest(name, known, 1).front() + "'?");
+        fail(key.source(),
+             "unknown key '" + name + "' " + where + "; expected one of " + join(known),
+             "did you mean '" + std::string(nearest_spelling(name, known)) + "'?");
       }
     }
   }

@@ -12,6 +12,7 @@
 #include "compressors/cast/cast.h"
 #include "compressors/core/simd.h"
 #include "compressors/core/spec_text.h"
+#include "compressors/core/spelling.h"
 #include "compressors/quantize/quantize.h"
 #include "compressors/randmask/randmask.h"
 #include "compressors/topk/topk.h"

@@ -125,50 +125,6 @@ void unavailable_spec(std::string_view text, SpecToken place, const std::string&
                      marked(text, place) + "\nhint: " + there_is);
 }
 
-std::size_t spelling_distance(std::string_view a, std::string_view b) {
-  constexpr std::size_t kStep = 2;
-  const auto replace = [](char x, char y) -> std::size_t {
-    if (x == y) return 0;
-    const auto lower = [](char c) { return std::tolower(static_cast<unsigned char>(c)); };
-    return lower(x) == lower(y) ? 1 : kStep;
-  };
-  // Rows i - 2, i - 1 and i of the usual table.
-  std::vector<std::size_t> before(b.size() + 1);
-  std::vector<std::size_t> above(b.size() + 1);
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) above[j] = kStep * j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    row[0] = kStep * i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      row[j] = std::min(
-          {above[j] + kStep, row[j - 1] + kStep, above[j - 1] + replace(a[i - 1], b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
-        row[j] = std::min(row[j], before[j - 2] + kStep);
-      }
-    }
-    before.swap(above);
-    above.swap(row);
-  }
-  return above[b.size()];
-}
-
-std::string_view nearest_spelling(std::string_view text,
-                                  std::span<const std::string_view> candidates) {
-  return *std::min_element(candidates.begin(), candidates.end(),
-                           [text](std::string_view a, std::string_view b) {
-                             return spelling_distance(text, a) < spelling_distance(text, b);
-                           });
-}
-
-std::string join(std::span<const std::string_view> words) {
-  std::string text;
-  for (const std::string_view word : words) {
-    if (!text.empty()) text += ", ";
-    text += word;
-  }
-  return text;
-}
-
 std::string number_text(double value) {
   std::array<char, 32> buffer{};
   const auto result = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value);

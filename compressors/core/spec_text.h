@@ -1,12 +1,11 @@
-// The text side of codec specs and policies: tokens that know their place, edit distance, and the
-// error that quotes the text, puts ^ under the place and names the nearest valid spelling. Pure
-// functions, thread-safe.
+// The text side of codec specs and policies: tokens that know their place, and the error that
+// quotes the text, puts ^ under the place and names the nearest valid spelling. Pure functions,
+// thread-safe.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,15 +41,6 @@ SpecTokens split_spec(std::string_view text);
 // NotAvailable in the same form: known to the design, `there_is` says what to use.
 [[noreturn]] void unavailable_spec(std::string_view text, SpecToken place, const std::string& what,
                                    const std::string& there_is);
-
-// Insertions, deletions, replacements and swaps of neighbours that turn a into b, letter case
-// counting less than a replacement (returns half steps).
-std::size_t spelling_distance(std::string_view a, std::string_view b);
-// The candidate with the least distance, the first of equals; `candidates` is not empty.
-std::string_view nearest_spelling(std::string_view text,
-                                  std::span<const std::string_view> candidates);
-// "a, b, c"
-std::string join(std::span<const std::string_view> words);
 
 // Shortest text that reads back as the same number.
 std::string number_text(double value);

@@ -7,7 +7,6 @@
 #include <fstream>
 
 #include "comm/glob.h"
-#include "comm/nearest.h"
 #include "compressors/core/error.h"
 
 namespace thinwire {
@@ -45,12 +44,6 @@ TEST(Glob, MatchesAsAShellDoes) {
   EXPECT_FALSE(glob_match("weight", "weights"));
   EXPECT_FALSE(glob_match("", "a"));
   EXPECT_FALSE(glob_match("*a*a*a*a*a*a*a*b", std::string(2000, 'a')));
-}
-
-TEST(Nearest, RanksByEdits) {
-  EXPECT_EQ(edit_distance("kitten", "sitting"), 3u);
-  EXPECT_EQ(edit_distance("", "abc"), 3u);
-  EXPECT_EQ(nearest("polcy", {"name", "policy", "dims"}, 1), std::vector<std::string>{"policy"});
 }
 
 TEST(Policy, OneLineIsTheDefaultOfEveryEligibleLayer) {

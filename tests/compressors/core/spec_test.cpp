@@ -6,7 +6,6 @@
 #include <string>
 
 #include "compressors/core/error.h"
-#include "compressors/core/spec_text.h"
 
 namespace thinwire {
 namespace {
@@ -119,16 +118,6 @@ TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
     EXPECT_THAT(message, HasSubstr("^")) << text;
     EXPECT_THAT(message, HasSubstr("hint: ")) << text;
   }
-}
-
-TEST(SpellingDistance, CountsHalfSteps) {
-  EXPECT_EQ(spelling_distance("", ""), 0U);
-  EXPECT_EQ(spelling_distance("topk", "topk"), 0U);
-  EXPECT_EQ(spelling_distance("tokp", "topk"), 2U);
-  EXPECT_EQ(spelling_distance("TOPK", "topk"), 4U);
-  EXPECT_EQ(spelling_distance("", "abc"), 6U);
-  EXPECT_EQ(spelling_distance("abc", ""), 6U);
-  EXPECT_EQ(spelling_distance("kitten", "sitting"), 6U);
 }
 
 }  // namespace
