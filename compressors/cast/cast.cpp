@@ -28,19 +28,13 @@ class CastCodec final : public PayloadCodec {
     if (mark != BodyMode::kFamily) return write_mark(mark, out);
     out[0] = std::byte{mode()};
     CastEncode args{.grad = grad, .codes = out.data() + 1, .type = dtype_};
-    if (memory != nullptr) {
-      args.residual = memory->current().data();
-      args.decay = memory->decay();
-      args.next = memory->next().data();
-    }
-    if (cast_encode(args)) return {.bytes = slot};
-    if (memory != nullptr) memory->rollback();
-    return write_mark(BodyMode::kNonFinite, out);
+    lend_memory(memory, args);
+    return finish_encode(cast_encode(args), slot, memory, out);
   }
 
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {
     if (decode_mark(ctx, body, mode(), out)) return;
-    check_length(ctx, body, out.elements);
+    check_length(ctx, *this, body, out.elements);
     cast_decode(body.data() + 1, dtype_, out);
   }
 
@@ -48,20 +42,13 @@ class CastCodec final : public PayloadCodec {
                   std::span<float> out) const override {
     if (accumulate_mark(ctx, body, mode(), out)) return;
     const auto n = static_cast<std::int64_t>(out.size());
-    check_length(ctx, body, n);
+    check_length(ctx, *this, body, n);
     cast_accumulate(body.data() + 1, dtype_, weight, out.data(), n);
   }
 
  private:
   std::uint8_t mode() const {
     return static_cast<std::uint8_t>(kFirstMode + (dtype_ == DType::kBF16 ? 0 : 1));
-  }
-
-  void check_length(const Context& ctx, std::span<const std::byte> body, std::int64_t n) const {
-    if (body.size() >= slot_bytes(n)) return;
-    fail_corrupt(ctx, name() + " body of " + std::to_string(body.size()) + " bytes, expected " +
-                          std::to_string(slot_bytes(n)) + " for " + std::to_string(n) +
-                          " elements");
   }
 
   DType dtype_;

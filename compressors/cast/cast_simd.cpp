@@ -54,16 +54,11 @@ HWY_NOINLINE std::int64_t encode_vectors(const CastEncode& args, T* grad, bool s
 
 template <DType kType>
 bool encode_typed(const CastEncode& args) {
-  const std::int64_t n = args.grad.elements;
-  const bool stream = args.next != nullptr && args.next != args.residual &&
-                      static_cast<std::size_t>(n) * sizeof(float) >= kStreamBytes;
+  const bool stream = writes_past_caches(args.residual, args.next, args.grad.elements);
   return visit(args.grad, [&](auto* grad) {
     bool finite = true;
     const std::int64_t done = encode_vectors<kType>(args, grad, stream, finite);
-    CastEncode tail = args;
-    tail.grad = args.grad.slice(done, n);
-    if (args.residual != nullptr) tail.residual += done;
-    if (args.next != nullptr) tail.next += done;
+    CastEncode tail = after(args, done);
     tail.codes += 2 * done;
     return cast_encode_reference(tail) && finite;
   });

@@ -108,6 +108,14 @@ void check_encode(const Context& ctx, TensorView grad, const Memory* memory,
   }
 }
 
+void check_length(const Context& ctx, const PayloadCodec& codec, std::span<const std::byte> body,
+                  std::int64_t n) {
+  const std::size_t slot = codec.slot_bytes(n);
+  if (body.size() >= slot) return;
+  fail_corrupt(ctx, codec.name() + " body of " + std::to_string(body.size()) + " bytes, expected " +
+                        std::to_string(slot) + " for " + std::to_string(n) + " elements");
+}
+
 bool all_zero(TensorView tensor) {
   return visit(tensor, [&](const auto* values) { return all_zero_of(values, tensor.elements); });
 }
@@ -141,6 +149,13 @@ void fill_nan(std::span<float> values) {
 EncodeResult write_mark(BodyMode mode, std::span<std::byte> out) {
   out[0] = static_cast<std::byte>(mode);
   return {.bytes = 1, .nonfinite = mode == BodyMode::kNonFinite, .empty = mode == BodyMode::kEmpty};
+}
+
+EncodeResult finish_encode(bool finite, std::size_t slot_bytes, Memory* memory,
+                           std::span<std::byte> out) {
+  if (finite) return {.bytes = slot_bytes};
+  if (memory != nullptr) memory->rollback();
+  return write_mark(BodyMode::kNonFinite, out);
 }
 
 bool decode_mark(const Context& ctx, std::span<const std::byte> body, std::uint8_t family_mode,

@@ -27,6 +27,11 @@ void check_device(const Context& ctx);
 [[noreturn]] void fail_argument(const Context& ctx, const std::string& what);
 [[noreturn]] void fail_corrupt(const Context& ctx, const std::string& what);
 
+// CorruptPayload when the body is shorter than the codec's slot for n elements: for families whose
+// bodies fill their slots.
+void check_length(const Context& ctx, const PayloadCodec& codec, std::span<const std::byte> body,
+                  std::int64_t n);
+
 // Every element is +0 or -0. Stops at the first that is not.
 bool all_zero(TensorView tensor);
 // Every v = grad + decay * residual is finite.
@@ -49,6 +54,33 @@ bool accumulate_mark(const Context& ctx, std::span<const std::byte> body, std::u
 // Looks before the pass that writes memory: the mark to send, or kFamily. A memory of one
 // generation is written in place, so nonfinite values must be found before anything is written.
 BodyMode look_ahead(TensorView grad, const Memory* memory);
+
+// Points a kernel's `residual`, `decay` and `next` at the memory, when there is one.
+template <typename KernelArgs>
+void lend_memory(Memory* memory, KernelArgs& args) {
+  if (memory == nullptr) return;
+  args.residual = memory->current().data();
+  args.decay = memory->decay();
+  args.next = memory->next().data();
+}
+// The end of an encode whose kernel wrote a whole slot and memory, unless v was not finite: then a
+// mark goes out and the memory rolls back.
+EncodeResult finish_encode(bool finite, std::size_t slot_bytes, Memory* memory,
+                           std::span<std::byte> out);
+// A kernel's arguments for the elements from `done` on; pointers of the family's own are to move
+// yet.
+template <typename KernelArgs>
+KernelArgs after(KernelArgs args, std::int64_t done) {
+  args.grad = args.grad.slice(done, args.grad.elements);
+  if (args.residual != nullptr) args.residual += done;
+  if (args.next != nullptr) args.next += done;
+  return args;
+}
+// Whether a kernel writes the residuals of n elements past the caches.
+inline bool writes_past_caches(const float* residual, const float* next, std::int64_t n) {
+  return next != nullptr && next != residual &&
+         static_cast<std::size_t>(n) * sizeof(float) >= kStreamBytes;
+}
 
 // Calls f with a typed pointer to the tensor's data; InvalidArgument for other dtypes.
 template <typename F>

@@ -43,19 +43,13 @@ class QuantizeCodec final : public PayloadCodec {
                         .block = options_.block,
                         .stochastic = options_.stochastic,
                         .random = random_stream(ctx.key_hash, ctx.step, ctx.sender)};
-    if (memory != nullptr) {
-      args.residual = memory->current().data();
-      args.decay = memory->decay();
-      args.next = memory->next().data();
-    }
-    if (quantize_encode(args)) return {.bytes = slot};
-    if (memory != nullptr) memory->rollback();
-    return write_mark(BodyMode::kNonFinite, out);
+    lend_memory(memory, args);
+    return finish_encode(quantize_encode(args), slot, memory, out);
   }
 
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {
     if (decode_mark(ctx, body, mode(), out)) return;
-    check_length(ctx, body, out.elements);
+    check_length(ctx, *this, body, out.elements);
     if (!quantize_decode(body.data() + 1, options_.bits, options_.block, out)) fail_scale(ctx);
   }
 
@@ -63,7 +57,7 @@ class QuantizeCodec final : public PayloadCodec {
                   std::span<float> out) const override {
     if (accumulate_mark(ctx, body, mode(), out)) return;
     const auto n = static_cast<std::int64_t>(out.size());
-    check_length(ctx, body, n);
+    check_length(ctx, *this, body, n);
     if (!quantize_accumulate(body.data() + 1, options_.bits, options_.block, weight, out.data(),
                              n)) {
       fail_scale(ctx);
@@ -72,13 +66,6 @@ class QuantizeCodec final : public PayloadCodec {
 
  private:
   std::uint8_t mode() const { return static_cast<std::uint8_t>(kFirstMode + options_.bits - 1); }
-
-  void check_length(const Context& ctx, std::span<const std::byte> body, std::int64_t n) const {
-    if (body.size() >= slot_bytes(n)) return;
-    fail_corrupt(ctx, name() + " body of " + std::to_string(body.size()) + " bytes, expected " +
-                          std::to_string(slot_bytes(n)) + " for " + std::to_string(n) +
-                          " elements");
-  }
 
   [[noreturn]] void fail_scale(const Context& ctx) const {
     fail_corrupt(ctx, name() + " body with a scale that is negative, NaN or Inf");

@@ -64,11 +64,7 @@ class RandmaskCodec final : public LinearCodec {
       return;
     }
     RandmaskSpread args{.grad = tensor.grad};
-    if (tensor.memory != nullptr) {
-      args.residual = tensor.memory->current().data();
-      args.decay = tensor.memory->decay();
-      args.next = tensor.memory->next().data();
-    }
+    lend_memory(tensor.memory, args);
     randmask_spread(args);
     visit(tensor.grad, [&](auto* grad) {
       using T = std::remove_pointer_t<decltype(grad)>;

@@ -38,17 +38,11 @@ std::int64_t spread_vectors(const RandmaskSpread& args, T* grad) {
 }
 
 void spread(const RandmaskSpread& args) {
-  const std::int64_t n = args.grad.elements;
-  const bool stream = args.next != nullptr && args.next != args.residual &&
-                      static_cast<std::size_t>(n) * sizeof(float) >= kStreamBytes;
+  const bool stream = writes_past_caches(args.residual, args.next, args.grad.elements);
   visit(args.grad, [&](auto* grad) {
     const std::int64_t done =
         stream ? spread_vectors<true>(args, grad) : spread_vectors<false>(args, grad);
-    RandmaskSpread tail = args;
-    tail.grad = args.grad.slice(done, n);
-    if (args.residual != nullptr) tail.residual += done;
-    if (args.next != nullptr) tail.next += done;
-    randmask_spread_reference(tail);
+    randmask_spread_reference(after(args, done));
   });
 }
 
