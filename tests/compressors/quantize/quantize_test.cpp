@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <vector>
 
 #include "compressors/quantize/quantize_kernels.h"
@@ -156,6 +157,31 @@ TEST(Quantize, RefusesScalesThatNoEncoderWrites) {
       EXPECT_THROW(codec->accumulate({}, bad, 1, sum), CorruptPayload) << bits;
     }
   }
+}
+
+// Workers encode a range by its hash, step and rank; its owner encodes the sum as sender -1. None
+// of them may round with the random numbers of another.
+TEST(Quantize, StochasticRoundingHasItsOwnNumbersForEverySenderStepAndKey) {
+  constexpr std::int64_t kElements = 512;
+  const auto codec = make_quantize_codec({.bits = 4, .stochastic = true});
+  const auto values = make_values(Pattern::kNormal, kElements, 1);
+  const auto encoded = [&](std::int32_t sender, std::uint64_t step, std::uint64_t key_hash) {
+    Array grad(DType::kF32, values);
+    std::vector<std::byte> body(codec->slot_bytes(kElements));
+    codec->encode({.step = step, .sender = sender, .key_hash = key_hash}, grad.view(), nullptr,
+                  body);
+    return body;
+  };
+  std::set<std::vector<std::byte>> bodies;
+  for (const std::int32_t sender : {-1, 0, 1, 2}) {
+    for (const std::uint64_t step : {0, 1}) {
+      for (const std::uint64_t key_hash : {7, 8}) {
+        bodies.insert(encoded(sender, step, key_hash));
+      }
+    }
+  }
+  EXPECT_EQ(bodies.size(), 4U * 2 * 2);
+  EXPECT_EQ(encoded(-1, 0, 7), encoded(-1, 0, 7));
 }
 
 TEST(Quantize, RefusesOptionsOutOfRange) {
