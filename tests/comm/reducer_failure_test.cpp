@@ -40,10 +40,7 @@ ReducerOptions with_deadline(milliseconds deadline) {
 const std::vector<std::vector<ReducerState>>& undisturbed() {
   static const std::vector<std::vector<ReducerState>> states = [] {
     std::vector<std::vector<ReducerState>> result(kRanks);
-    run_ranks(kRanks, [&](int rank, std::unique_ptr<Communicator> comm) {
-      const std::vector<Layer> layers = small_model();
-      GradientReducer reducer(std::move(comm), layers, Policy::parse(kPolicy));
-      Gradients gradients(layers);
+    run_reducers(kRanks, kPolicy, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
       auto& mine = result[static_cast<std::size_t>(rank)];
       mine.push_back(reducer.state());
       for (std::uint64_t step = 0; step < kSteps; ++step) {

@@ -128,6 +128,16 @@ void run_ranks(int size, const ReducerWork& work) {
   }
 }
 
+void run_reducers(int size, const std::string& policy, const ReducerTest& test,
+                  const ReducerOptions& options) {
+  run_ranks(size, [&](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse(policy), options);
+    Gradients gradients(layers);
+    test(rank, reducer, gradients);
+  });
+}
+
 std::string message(const std::exception_ptr& error) {
   if (!error) {
     return "";

@@ -45,6 +45,12 @@ std::vector<std::exception_ptr> run_group(LoopbackGroup& group, int size, const 
 // The same on a fresh group; rethrows the first exception.
 void run_ranks(int size, const ReducerWork& work);
 
+using ReducerTest = std::function<void(int rank, GradientReducer& reducer, Gradients& gradients)>;
+
+// run_ranks for what needs a reducer of the small model and the rank's gradients, not yet filled.
+void run_reducers(int size, const std::string& policy, const ReducerTest& test,
+                  const ReducerOptions& options = {});
+
 // The message of the exception, or "" for null.
 std::string message(const std::exception_ptr& error);
 

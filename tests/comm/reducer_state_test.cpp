@@ -57,10 +57,7 @@ class ReducerNonFinite : public ::testing::TestWithParam<Bad> {};
 void run_with_bad_value(
     const std::string& policy, const Bad& bad,
     const std::function<void(GradientReducer&, Gradients&, const std::exception_ptr&)>& check) {
-  run_ranks(3, [&](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse(policy));
-    Gradients gradients(layers);
+  run_reducers(3, policy, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
     for (std::uint64_t step = 0; step < 2; ++step) {
       gradients.fill(step, rank);
       reduce_step(reducer, gradients, kTwoBuckets);
@@ -136,10 +133,7 @@ INSTANTIATE_TEST_SUITE_P(Reducer, ReducerNonFinite,
                          [](const auto& info) { return info.param.name; });
 
 TEST(ReducerState, WithoutTransactionsASkippedStepStaysInTheResidual) {
-  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05,transactional=off"));
-    Gradients gradients(layers);
+  run_reducers(2, "topk:0.05,transactional=off", [](int rank, auto& reducer, auto& gradients) {
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);
     const ReducerState before = reducer.state();
@@ -161,10 +155,7 @@ TEST(ReducerState, WithoutTransactionsASkippedStepStaysInTheResidual) {
 }
 
 TEST(ReducerState, AnAbandonedStepIsForgotten) {
-  run_ranks(3, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse(kMixed));
-    Gradients gradients(layers);
+  run_reducers(3, kMixed, [](int rank, GradientReducer& reducer, Gradients& gradients) {
     reducer.abandon_step();  // no step is open: nothing
     EXPECT_EQ(reducer.stats().steps, 0u);
     gradients.fill(0, rank);
@@ -198,14 +189,11 @@ TEST_P(ReducerRestart, ContinuesBitForBit) {
     hashes[restarted].assign(kRanks, {});
     std::vector<ReducerState> saved(kRanks);
     const auto run = [&](std::uint64_t begin, std::uint64_t end) {
-      run_ranks(kRanks, [&](int rank, std::unique_ptr<Communicator> comm) {
-        const std::vector<Layer> layers = small_model();
+      run_reducers(kRanks, GetParam(), [&](int rank, auto& reducer, auto& gradients) {
         const auto at = static_cast<std::size_t>(rank);
-        GradientReducer reducer(std::move(comm), layers, Policy::parse(GetParam()));
         if (begin > 0) {
           reducer.restore(saved[at]);
         }
-        Gradients gradients(layers);
         for (std::uint64_t step = begin; step < end; ++step) {
           gradients.fill(step, rank);
           reduce_step(reducer, gradients, kTwoBuckets);
@@ -230,10 +218,7 @@ INSTANTIATE_TEST_SUITE_P(Reducer, ReducerRestart,
                                            "topk:0.02,start=4"));
 
 TEST(ReducerState, RestoreRefusesWhatDoesNotFit) {
-  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05"));
-    Gradients gradients(layers);
+  run_reducers(2, "topk:0.05", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);
     const ReducerState good = reducer.state();

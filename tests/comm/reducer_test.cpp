@@ -39,10 +39,7 @@ TEST_P(ReducerPolicies, ReplicasAreIdenticalAtEveryStepAndOverBucketRebuilds) {
   constexpr std::size_t kSteps = 6;
   const int ranks = GetParam().ranks;
   Hashes hashes(kSteps, std::vector<std::uint64_t>(static_cast<std::size_t>(ranks)));
-  run_ranks(ranks, [&](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse(GetParam().policy));
-    Gradients gradients(layers);
+  run_reducers(ranks, GetParam().policy, [&](int rank, auto& reducer, auto& gradients) {
     const std::vector<std::vector<std::vector<std::size_t>>> layouts = {
         {{0, 1}, {2, 3}, {4}, {5, 6}}, {{6, 5}, {4, 3, 2}, {1, 0}}, {{6, 5, 4, 3, 2, 1, 0}}};
     for (std::size_t step = 0; step < kSteps; ++step) {
@@ -128,10 +125,7 @@ INSTANTIATE_TEST_SUITE_P(
                            4}));
 
 TEST(Reducer, WorldOfOneLeavesGradientsUntouched) {
-  run_ranks(1, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01"));
-    Gradients gradients(layers);
+  run_reducers(1, "topk:0.01", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     gradients.set(0, 0, std::nanf(""));
     const std::uint64_t before = gradients.hash();
@@ -150,18 +144,16 @@ TEST(Reducer, SumIsTheMeanTimesTheRanks) {
   for (const char* policy : {"none", "topk:0.1", "q8"}) {
     std::vector<float> of_op[2];
     for (const ReduceOp op : {ReduceOp::kMean, ReduceOp::kSum}) {
-      run_ranks(4, [&](int rank, std::unique_ptr<Communicator> comm) {
-        const std::vector<Layer> layers = small_model();
-        ReducerOptions options;
-        options.op = op;
-        GradientReducer reducer(std::move(comm), layers, Policy::parse(policy), options);
-        Gradients gradients(layers);
+      ReducerOptions options;
+      options.op = op;
+      const auto test = [&](int rank, GradientReducer& reducer, Gradients& gradients) {
         gradients.fill(0, rank);
         reduce_step(reducer, gradients, kTwoBuckets);
         if (rank == 0) {
           of_op[op == ReduceOp::kSum] = gradients.values(0);
         }
-      });
+      };
+      run_reducers(4, policy, test, options);
     }
     ASSERT_EQ(of_op[0].size(), of_op[1].size());
     for (std::size_t i = 0; i < of_op[0].size(); ++i) {  // 4 is a power of two: exact
@@ -171,10 +163,7 @@ TEST(Reducer, SumIsTheMeanTimesTheRanks) {
 }
 
 TEST(Reducer, AnUnusedLayerKeepsItsResidual) {
-  run_ranks(3, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05"));
-    Gradients gradients(layers);
+  run_reducers(3, "topk:0.05", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);
     const auto residual = [&] {
@@ -196,10 +185,7 @@ TEST(Reducer, AnUnusedLayerKeepsItsResidual) {
 }
 
 TEST(Reducer, CallbacksComeOnceABucketWithTheResultInPlace) {
-  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("none"));
-    Gradients gradients(layers);
+  run_reducers(2, "none", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     const float mine = gradients.get(0, 0);
     std::atomic<int> calls{0};
@@ -225,10 +211,7 @@ TEST(Reducer, CallbacksComeOnceABucketWithTheResultInPlace) {
 
 // A bucket that is done must not wait for the step's other buckets.
 TEST(Reducer, FinishesABucketBeforeTheNextComes) {
-  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05"));
-    Gradients gradients(layers);
+  run_reducers(2, "topk:0.05", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     reducer.reduce(gradients.bucket({0, 1}, false))->wait();
     reducer.reduce(gradients.bucket({2, 3, 4, 5, 6}, true))->wait();
@@ -257,10 +240,7 @@ TEST(Reducer, StepsMayBeQueuedWithoutWaiting) {
 }
 
 TEST(Reducer, StartDelaysCompression) {
-  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01,start=2"));
-    Gradients gradients(layers);
+  run_reducers(2, "topk:0.01,start=2", [](int rank, auto& reducer, auto& gradients) {
     std::uint64_t sent[3] = {};
     for (std::uint64_t step = 0; step < 3; ++step) {
       gradients.fill(step, rank);
@@ -274,10 +254,7 @@ TEST(Reducer, StartDelaysCompression) {
 }
 
 TEST(Reducer, StatsTellBytesAndLayers) {
-  run_ranks(4, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01"));
-    Gradients gradients(layers);
+  run_reducers(4, "topk:0.01", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);
     const ReducerStats stats = reducer.stats();
@@ -288,7 +265,7 @@ TEST(Reducer, StatsTellBytesAndLayers) {
               static_cast<double>(stats.dense_wire_bytes) / static_cast<double>(stats.wire_bytes));
     EXPECT_EQ(stats.memory_bytes, 2 * sizeof(float) * (1320 + 2120 + 1147));
     EXPECT_GT(stats.buffer_bytes, 0u);
-    ASSERT_EQ(stats.layers.size(), layers.size());
+    ASSERT_EQ(stats.layers.size(), reducer.layers().size());
     EXPECT_EQ(stats.layers[0].codec, "topk:0.01");
     EXPECT_EQ(stats.layers[1].codec, "none");
     EXPECT_EQ(stats.layers[1].reason, "dense: 1 dimension");
@@ -300,10 +277,7 @@ TEST(Reducer, StatsTellBytesAndLayers) {
 
 // All dense traffic of a bucket in one collective: bytes of the plain ring.
 TEST(Reducer, UncompressedTrafficCostsWhatARingDoes) {
-  run_ranks(4, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("none"));
-    Gradients gradients(layers);
+  run_reducers(4, "none", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);
     EXPECT_NEAR(reducer.stats().ratio, 1, 0.05);
@@ -311,10 +285,7 @@ TEST(Reducer, UncompressedTrafficCostsWhatARingDoes) {
 }
 
 TEST(Reducer, LossScaleRescalesResiduals) {
-  run_ranks(2, [](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.01"));
-    Gradients gradients(layers);
+  run_reducers(2, "topk:0.01", [](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     reduce_step(reducer, gradients, kTwoBuckets);
     const ReducerState before = reducer.state();
@@ -370,10 +341,7 @@ TEST(Reducer, MisuseIsRefusedWithRankAndLayerAndTheStepGoesOn) {
        "'fc1.bias': given twice"},
       {"twice in a step", [](Gradients& g) { return g.bucket({0}, true); },
        "'fc1.weight': given twice"}};
-  run_ranks(2, [&](int rank, std::unique_ptr<Communicator> comm) {
-    const std::vector<Layer> layers = small_model();
-    GradientReducer reducer(std::move(comm), layers, Policy::parse("none"));
-    Gradients gradients(layers);
+  run_reducers(2, "none", [&](int rank, GradientReducer& reducer, Gradients& gradients) {
     gradients.fill(0, rank);
     const auto first = reducer.reduce(gradients.bucket({0}, false));
     for (const Misuse& misuse : cases) {
