@@ -2,6 +2,10 @@
 // order by a thread of the communicator. Ranks meet through a gloo Store, which must stay reachable
 // for the roll call after a failure.
 //
+// The destructor waits until every peer has come to its own, because a rank that leaves resets its
+// connections and loses what its peers have not read: at most 2 s, 4 s with collectives in flight,
+// and not at all after a failure or abort().
+//
 // Obeys comm/communicator.h. Never load this (and with it libgloo) into a process that holds
 // torch, whose own Gloo exports the same symbols: there c10d is the transport.
 #pragma once
