@@ -63,14 +63,17 @@ tw_decide(TORCH FOUND ${tw_torch_found} YES "${tw_torch_version}" NO "${tw_torch
 if(TW_HAVE_TORCH)
   add_library(tw_torch INTERFACE)
   target_include_directories(tw_torch SYSTEM INTERFACE ${tw_torch_includes})
-  # Linked by name: at run time they are there already, brought by `import torch`.
+  # Linked by name: in a Python process they are there already, brought by `import torch`.
   foreach(name torch torch_cpu torch_python c10)
     find_library(TW_TORCH_LIBRARY_${name} ${name} PATHS ${tw_torch_folders} NO_DEFAULT_PATH NO_CACHE
                  REQUIRED)
-    target_link_libraries(tw_torch INTERFACE ${TW_TORCH_LIBRARY_${name}})
   endforeach()
+  target_link_libraries(tw_torch INTERFACE
+    ${TW_TORCH_LIBRARY_torch} ${TW_TORCH_LIBRARY_torch_cpu} ${TW_TORCH_LIBRARY_c10})
   target_compile_definitions(tw_torch INTERFACE TORCH_API_INCLUDE_EXTENSION_H USE_C10D_GLOO)
   target_compile_features(tw_torch INTERFACE cxx_std_20)
+  # Debug information of all that torch's headers define would take half of the compile time.
+  target_compile_options(tw_torch INTERFACE $<$<CONFIG:RelWithDebInfo>:-g1>)
 endif()
 
 set(TW_PYTHON_MODULES "" CACHE INTERNAL "")
@@ -92,9 +95,7 @@ endfunction()
 function(tw_torch_module name)
   Python_add_library(${name} MODULE WITH_SOABI ${ARGN})
   target_compile_definitions(${name} PRIVATE TORCH_EXTENSION_NAME=${name})
-  target_link_libraries(${name} PRIVATE tw_torch)
-  # Debug information of all that torch's headers define would take half of the compile time.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-g1>)
+  target_link_libraries(${name} PRIVATE tw_torch ${TW_TORCH_LIBRARY_torch_python})
   tw_package_module(${name})
 endfunction()
 

@@ -1,5 +1,5 @@
-# tw_test(NAME SOURCE... [LINK target...]): a GoogleTest program in <build>/tests. tw_add_cases(NAME)
-# makes each case of a program a test of ctest.
+# tw_test(NAME SOURCE... [LINK target...] [SHARDS n]): a GoogleTest program in <build>/tests.
+# tw_add_cases(NAME [n]) makes each case of a program a test of ctest, or deals them out to n tests.
 find_package(GTest REQUIRED)
 include(GoogleTest)
 
@@ -17,22 +17,26 @@ set(TW_MPI_TEST_ENVIRONMENT
     "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;LSAN_OPTIONS=detect_leaks=0")
 
 function(tw_add_cases name)
-  if(NOT TW_TEST_SHARDS)
+  set(shards ${TW_TEST_SHARDS})
+  if(ARGN)
+    set(shards ${ARGN})
+  endif()
+  if(NOT shards)
     gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST)
     return()
   endif()
-  foreach(shard RANGE 1 ${TW_TEST_SHARDS})
+  foreach(shard RANGE 1 ${shards})
     math(EXPR index "${shard} - 1")
-    add_test(NAME ${name}_${shard}_of_${TW_TEST_SHARDS} COMMAND ${name})
-    set_tests_properties(${name}_${shard}_of_${TW_TEST_SHARDS} PROPERTIES
-      ENVIRONMENT "GTEST_TOTAL_SHARDS=${TW_TEST_SHARDS};GTEST_SHARD_INDEX=${index}")
+    add_test(NAME ${name}_${shard}_of_${shards} COMMAND ${name})
+    set_tests_properties(${name}_${shard}_of_${shards} PROPERTIES
+      ENVIRONMENT "GTEST_TOTAL_SHARDS=${shards};GTEST_SHARD_INDEX=${index}")
   endforeach()
 endfunction()
 
 function(tw_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LINK")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "SHARDS" "LINK")
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE thinwire tw_flags ${arg_LINK} GTest::gmock GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  tw_add_cases(${name})
+  tw_add_cases(${name} ${arg_SHARDS})
 endfunction()

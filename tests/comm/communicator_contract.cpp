@@ -249,26 +249,41 @@ TEST_P(CommunicatorContract, AbortEndsAWait) {
   if (GetParam().size == 1) {
     return;  // nothing to wait for
   }
-  GetParam().run([](Communicator& comm) {
-    if (!comm.traits().survives_failure) {
-      return;
-    }
-    std::vector<float> data(1000, 1.0F);
-    if (comm.rank() == 0) {
+  using Start = std::unique_ptr<Transfer> (*)(Communicator&, std::vector<float>&);
+  const std::vector<Start> verbs = {
+      [](Communicator& comm, std::vector<float>& data) { return comm.allreduce_sum(view(data)); },
+      [](Communicator& comm, std::vector<float>& data) {
+        const auto all = std::as_writable_bytes(std::span(data));
+        return comm.allgather(all.first(all.size() / static_cast<std::size_t>(comm.size())), all);
+      },
+      [](Communicator& comm, std::vector<float>& data) {
+        const auto half = data.size() / 2;
+        return comm.alltoall(std::as_bytes(std::span(data).first(half)),
+                             std::as_writable_bytes(std::span(data).last(half)));
+      }};
+  for (const Start start : verbs) {
+    GetParam().run([start](Communicator& comm) {
+      if (!comm.traits().survives_failure) {
+        return;
+      }
+      std::vector<float> data(2000 * static_cast<std::size_t>(comm.size()), 1.0F);
+      if (comm.rank() == 0) {
+        comm.roll_call(std::chrono::seconds(60));
+        return;
+      }
+      const auto transfer = start(comm, data);
+      std::thread aborter([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        comm.abort();
+        comm.abort();
+      });
+      EXPECT_THROW(transfer->wait(soon()), TransportError);
+      EXPECT_TRUE(transfer->done());
+      EXPECT_THROW(transfer->wait(soon()), TransportError) << "a second time";
+      aborter.join();
       comm.roll_call(std::chrono::seconds(60));
-      return;
-    }
-    const auto transfer = comm.allreduce_sum(view(data));
-    std::thread aborter([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      comm.abort();
-      comm.abort();
     });
-    EXPECT_THROW(transfer->wait(soon()), TransportError);
-    EXPECT_TRUE(transfer->done());
-    aborter.join();
-    comm.roll_call(std::chrono::seconds(60));
-  });
+  }
 }
 
 }  // namespace thinwire::testing

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <torch/csrc/distributed/c10d/Types.hpp>
@@ -96,11 +97,12 @@ void look_for_peers(const c10::intrusive_ptr<c10d::Store>& store, int rank, Dead
 
 }  // namespace
 
-// A collective of the backend's own.
+// A collective of the backend's own. The first wait() that succeeds runs `finish`.
 class C10dCommunicator::WorkTransfer final : public Transfer {
  public:
-  WorkTransfer(C10dCommunicator& comm, const char* what, c10::intrusive_ptr<c10d::Work> work)
-      : comm_(comm), what_(what), work_(std::move(work)) {}
+  WorkTransfer(C10dCommunicator& comm, const char* what, c10::intrusive_ptr<c10d::Work> work,
+               std::function<void()> finish = nullptr)
+      : comm_(comm), what_(what), work_(std::move(work)), finish_(std::move(finish)) {}
 
   // The memory is the caller's: never leave it to a transfer still running. Only after abort() can
   // one be destroyed undone, and then it ends at once.
@@ -123,12 +125,16 @@ class C10dCommunicator::WorkTransfer final : public Transfer {
       comm_.abort();
       throw TransportError(failure(what_, comm_.rank(), late, error.what()));
     }
+    if (finish_) {
+      std::exchange(finish_, nullptr)();
+    }
   }
 
  private:
   C10dCommunicator& comm_;
   const char* what_;
   c10::intrusive_ptr<c10d::Work> work_;
+  std::function<void()> finish_;
 };
 
 // One message to and one from each peer, posted on the caller's thread: Gloo serves them on its
@@ -168,17 +174,21 @@ class C10dCommunicator::MeshTransfer final : public Transfer {
   }
 
   // Gloo cannot be asked whether a message has come without waiting for it.
-  bool done() override { return next_ == works_.size(); }
+  bool done() override { return !error_.empty() || next_ == works_.size(); }
 
   void wait(Deadline deadline) override {
+    if (!error_.empty()) {
+      throw TransportError(error_);
+    }
     try {
       for (; next_ < works_.size(); ++next_) {
         works_[next_]->wait(until(deadline));
       }
     } catch (const std::exception& error) {
       const bool late = Clock::now() >= deadline;
+      error_ = failure(what_, comm_.rank(), late, error.what());
       comm_.abort();
-      throw TransportError(failure(what_, comm_.rank(), late, error.what()));
+      throw TransportError(error_);
     }
   }
 
@@ -187,6 +197,7 @@ class C10dCommunicator::MeshTransfer final : public Transfer {
   const char* what_;
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
   std::size_t next_ = 0;
+  std::string error_;
 };
 
 C10dCommunicator::C10dCommunicator(c10::intrusive_ptr<c10d::Backend> backend,
@@ -204,8 +215,9 @@ C10dCommunicator::~C10dCommunicator() {
 }
 
 CommunicatorTraits C10dCommunicator::traits() const {
-  // Gloo reduces each chunk in ring order at one rank and sends the sum to all.
-  return {.identical_allreduce = is_gloo_, .survives_failure = true};
+  // Gloo reduces each chunk in ring order at one rank and sends the sum to all; for other backends
+  // each rank sums in rank order.
+  return {.identical_allreduce = true, .survives_failure = true};
 }
 
 template <typename Start>
@@ -227,11 +239,35 @@ std::unique_ptr<Transfer> C10dCommunicator::allreduce_sum(TensorView data) {
     throw InvalidArgument("allreduce_sum: expected fp32 or fp64, got " +
                           std::string(thinwire::name(data.dtype)));
   }
+  at::Tensor tensor = at::from_blob(data.data, {data.elements},
+                                    data.dtype == DType::kF32 ? at::kFloat : at::kDouble);
+  if (!is_gloo_) {
+    return sum_of_allgather(std::move(tensor));
+  }
   sent_bytes_ += gloo_allreduce_wire_bytes(data.bytes(), size());
   return issue("allreduce", [&] {
-    std::vector<at::Tensor> tensors{at::from_blob(
-        data.data, {data.elements}, data.dtype == DType::kF32 ? at::kFloat : at::kDouble)};
+    std::vector<at::Tensor> tensors{tensor};
     return std::make_unique<WorkTransfer>(*this, "allreduce", backend_->allreduce(tensors));
+  });
+}
+
+std::unique_ptr<Transfer> C10dCommunicator::sum_of_allgather(at::Tensor data) {
+  sent_bytes_ += allgather_wire_bytes(data.nbytes(), size(), kGlooFraming);
+  return issue("allreduce", [&]() -> std::unique_ptr<Transfer> {
+    if (data.numel() == 0) {
+      return std::make_unique<MeshTransfer>(*this, "allreduce", std::span<const std::byte>(),
+                                            std::span<std::byte>());
+    }
+    at::Tensor all = at::empty({size() * data.numel()}, data.options());
+    auto work = backend_->_allgather_base(all, data);
+    const auto sum = [all, data, ranks = size()] {
+      const std::vector<at::Tensor> blocks = all.view({ranks, data.numel()}).unbind();
+      data.copy_(blocks[0]);
+      for (std::size_t rank = 1; rank < blocks.size(); ++rank) {
+        data.add_(blocks[rank]);
+      }
+    };
+    return std::make_unique<WorkTransfer>(*this, "allreduce", std::move(work), sum);
   });
 }
 
@@ -240,7 +276,7 @@ std::unique_ptr<Transfer> C10dCommunicator::allgather(std::span<const std::byte>
   check_blocks("allgather", in.size() * static_cast<std::size_t>(size()), out.size());
   sent_bytes_ += allgather_wire_bytes(in.size(), size(), kGlooFraming);
   return issue("allgather", [&]() -> std::unique_ptr<Transfer> {
-    if (is_gloo_) {
+    if (is_gloo_ || out.empty()) {
       return std::make_unique<MeshTransfer>(*this, "allgather", in, out);
     }
     at::Tensor input = bytes_tensor(in);
@@ -256,7 +292,7 @@ std::unique_ptr<Transfer> C10dCommunicator::alltoall(std::span<const std::byte> 
   sent_bytes_ +=
       alltoall_wire_bytes(in.size() / static_cast<std::size_t>(size()), size(), kGlooFraming);
   return issue("alltoall", [&]() -> std::unique_ptr<Transfer> {
-    if (is_gloo_) {
+    if (is_gloo_ || out.empty()) {
       return std::make_unique<MeshTransfer>(*this, "alltoall", in, out);
     }
     at::Tensor input = bytes_tensor(in);

@@ -5,6 +5,11 @@
 //
 // Failure: the first failed wait closes the group's connections, so that every peer blocked in it
 // fails at once, too, instead of at its own deadline.
+//
+// Gloo is the backend this is tuned to. Of any other it needs _allgather_base and alltoall_base on
+// CPU tensors of bytes, fp32 and fp64, and an abort() that ends the work in flight; none promises
+// that its own allreduce gives the same bits everywhere, so there the sum of n bytes sends
+// (P-1) n and needs a buffer of P n.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -63,6 +68,7 @@ class C10dCommunicator final : public Communicator {
 
   void check_blocks(const char* what, std::size_t expected, std::size_t got) const;
   int next_tag();
+  std::unique_ptr<Transfer> sum_of_allgather(at::Tensor data);
 
   c10::intrusive_ptr<c10d::Backend> backend_;
   c10::intrusive_ptr<c10d::Store> store_;
