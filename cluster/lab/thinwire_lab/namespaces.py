@@ -210,12 +210,14 @@ def remove(state: State, grace_s: float) -> None:
         holder = state.holder[0]
         _terminate(state, holder, grace_s)
         holder_program.end_processes(state.inodes, spare=holder)
-        os.kill(holder, signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while states.is_running(state.holder):
-            if time.monotonic() > deadline:
-                os.kill(holder, signal.SIGKILL)
-            time.sleep(0.005)
+        # It may have ended by itself meanwhile.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder, signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while states.is_running(state.holder):
+                if time.monotonic() > deadline:
+                    os.kill(holder, signal.SIGKILL)
+                time.sleep(0.005)
     # What a dead holder could not end, and what was on its way in while the holder ended.
     holder_program.end_processes(state.inodes, mark=state.mark)
     holder_program.delete(lab_files(state.name))

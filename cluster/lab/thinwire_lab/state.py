@@ -19,6 +19,7 @@ from pathlib import Path
 from thinwire_lab.errors import LabError
 
 MARK = "THINWIRE_LAB"
+_SUBNETS = 512
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}")
 
 
@@ -66,7 +67,7 @@ class State:
 
 
 def _prefix(subnet: int) -> str:
-    """The 512 networks of 24 bits in 198.18.0.0/15, which RFC 2544 sets aside for benchmarks."""
+    """The networks of 24 bits in 198.18.0.0/15, which RFC 2544 sets aside for benchmarks."""
     return f"198.{18 + subnet // 256}.{subnet % 256}"
 
 
@@ -149,4 +150,10 @@ def load_all() -> list[State]:
 def free_subnet(states: list[State]) -> int:
     """The lowest network number that none of these labs has."""
     taken = {state.subnet for state in states}
-    return next(number for number in range(513) if number not in taken)
+    for number in range(_SUBNETS):
+        if number not in taken:
+            return number
+    raise LabError(
+        f"all {_SUBNETS} networks of 198.18.0.0/15 belong to labs that are up",
+        "thinwire lab down --name NAME ends one",
+    )

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_support import Command, wait_until
-from thinwire_lab import Lab, LabError, bring_up, down
+from thinwire_lab import Lab, LabError, bring_up, down, namespaces
 from thinwire_lab import lab as labs
 from thinwire_lab import state as states
 from thinwire_lab.holder import processes_in
@@ -255,3 +256,45 @@ def test_without_permission_both_reasons_are_given(
     assert caught.value.message.count("Operation not permitted") == 2
     assert "--cap-add" in caught.value.hint
     assert labs.names() == []
+
+
+def plain_state(**fields: Any) -> states.State:
+    """A lab's state without a lab."""
+    return states.State(
+        **{
+            "name": "plain",
+            "hosts": 0,
+            "rate": "1gbit",
+            "subnet": 0,
+            "rootless": False,
+            "holder": (0, 0),
+            "owner": None,
+            "token": "token",
+            "descriptors": [],
+            "inodes": [],
+            **fields,
+        }
+    )
+
+
+def test_a_holder_that_ends_during_the_grace_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = subprocess.Popen(["sleep", "1000"])
+    state = plain_state(holder=states.process_identity(holder.pid))
+    state.save()
+
+    def end_holder(*_: object) -> None:
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(namespaces, "_terminate", end_holder)
+    namespaces.remove(state, grace_s=0.0)
+    assert states.load("plain") is None
+
+
+def test_labs_get_the_lowest_free_network_of_512() -> None:
+    everything = [plain_state(subnet=number) for number in range(512)]
+    assert states.free_subnet(everything[:3] + everything[4:]) == 3
+    assert states.free_subnet(everything[:511]) == 511
+    assert states.host_address(511, 0) == "198.19.255.1"
+    with pytest.raises(LabError, match="all 512 networks"):
+        states.free_subnet(everything)
