@@ -3,7 +3,9 @@
 // takes the same step.
 //
 //   python examples/mpi/export_mnist.py mnist.bin
-//   mpirun -np 4 build/examples/mnist_mlp mnist.bin --policy topk:0.01,values=q8
+//   mpirun -np 4 build/release/examples/mnist_mlp mnist.bin --policy topk:0.01,values=q8
+//
+// after `make release`; as root with OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1.
 #include <mpi.h>
 
 #include <algorithm>
