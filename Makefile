@@ -37,7 +37,7 @@ bench: release  ## the benchmarks: codecs on one core, step times over emulated 
 	@$(py) -m tests.bench
 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
-	@.venv/bin/python scripts/lint.py
+	@$(py) scripts/lint.py
 
 fuzz: setup  ## each decoder's fuzzer, FUZZ_SECONDS of one core in all
 	@scripts/build.sh fuzz
