@@ -65,8 +65,6 @@ class Exchange {
   // per layer whether any rank had NaN/Inf in it (then that mean is all NaN).
   virtual std::span<const std::uint8_t> finish() = 0;
 
-  // Bytes of this rank's messages a step (payload, before the transport's own algorithm).
-  virtual std::size_t message_bytes() const = 0;
   // Buffers held, in bytes.
   virtual std::size_t buffer_bytes() const = 0;
 };

@@ -11,6 +11,9 @@
 namespace thinwire {
 namespace {
 
+// What a damaged hello may make us allocate a rank.
+constexpr std::uint64_t kMostTextBytes = std::uint64_t{1} << 30;
+
 constexpr std::size_t kFieldsShown = 8;
 
 // Fixed for all versions: what follows may change, this block may not.
@@ -137,6 +140,11 @@ void shake_hands(Communicator& comm, const std::vector<HandshakeField>& fields, 
   }
   if (equal) {
     return;
+  }
+  if (longest > kMostTextBytes) {
+    throw CorruptPayload("handshake: a rank announces " + std::to_string(longest) +
+                         " bytes of policy and layer table, expected at most " +
+                         std::to_string(kMostTextBytes));
   }
   // Some pair differs, so every rank sees it and comes here.
   std::vector<char> padded(longest);

@@ -196,6 +196,7 @@ std::optional<ReductionJob> ReducerThread::await_bucket() {
     }
     lock.unlock();
     const bool progress = finish_buckets(false);
+    disarm();  // the next bucket may take its time
     const bool in_flight = any_in_flight();
     lock.lock();
     nap = progress ? kFirstNap : std::min(2 * nap, kLongestNap);

@@ -18,12 +18,10 @@ constexpr std::uint64_t tcp_wire_bytes(std::uint64_t bytes) {
   return bytes + segments * kSegmentHeaderBytes;
 }
 
-// How a transport cuts and frames: `pieces` equal parts a message; `header` bytes before each part
-// on the same stream; `control` bytes of separate small messages a part, each `control_messages`
-// long in segments.
+// How a transport frames a message: `header` bytes before it on the same stream, and
+// `control_bytes` in `control_messages` separate small ones.
 struct MessageFraming {
   std::uint64_t header = 0;
-  std::uint64_t pieces = 1;
   std::uint64_t control_bytes = 0;
   std::uint64_t control_messages = 0;
 };
@@ -31,10 +29,8 @@ struct MessageFraming {
 // `count` messages of `bytes` each.
 constexpr std::uint64_t messages_wire_bytes(std::uint64_t count, std::uint64_t bytes,
                                             const MessageFraming& framing) {
-  const std::uint64_t piece = (bytes + framing.pieces - 1) / framing.pieces;
-  return count * framing.pieces *
-         (tcp_wire_bytes(piece + framing.header) + framing.control_bytes +
-          framing.control_messages * kSegmentHeaderBytes);
+  return count * (tcp_wire_bytes(bytes + framing.header) + framing.control_bytes +
+                  framing.control_messages * kSegmentHeaderBytes);
 }
 
 // Ring allreduce of `bytes` over P ranks: P - 1 steps of reduce-scatter and P - 1 of allgather, a

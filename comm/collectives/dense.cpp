@@ -73,14 +73,6 @@ class DenseExchange final : public Exchange {
     return flags_;
   }
 
-  std::size_t message_bytes() const override {
-    std::size_t bytes = 0;
-    for (const Group& group : groups_) {
-      bytes += static_cast<std::size_t>(group.elements) * size_bytes(group.dtype);
-    }
-    return bytes;
-  }
-
   std::size_t buffer_bytes() const override {
     std::size_t bytes = 0;
     for (const Group& group : groups_) {

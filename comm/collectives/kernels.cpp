@@ -177,10 +177,4 @@ void fill_nan(TensorView data) {
   refuse(data.dtype);
 }
 
-void fill_zero(TensorView data) {
-  if (data.elements > 0) {
-    std::memset(data.data, 0, data.bytes());
-  }
-}
-
 }  // namespace thinwire::collectives

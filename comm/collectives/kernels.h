@@ -29,7 +29,5 @@ bool sum_scaled(const std::byte* first, std::size_t stride_bytes, int count, flo
 
 // The same quiet NaN everywhere, any floating dtype.
 void fill_nan(TensorView data);
-// +0 everywhere.
-void fill_zero(TensorView data);
 
 }  // namespace thinwire::collectives

@@ -83,13 +83,6 @@ class LinearExchange final : public Exchange {
     return flags_;
   }
 
-  std::size_t message_bytes() const override {
-    std::size_t elements = 0;
-    for (const std::int64_t n : round_elements_) {
-      elements += static_cast<std::size_t>(n);
-    }
-    return elements * sizeof(float);
-  }
   std::size_t buffer_bytes() const override { return flat_.size() + round_state_.size(); }
 
  private:

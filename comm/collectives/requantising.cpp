@@ -121,10 +121,6 @@ class RequantisingExchange final : public Exchange {
     return flags_;
   }
 
-  std::size_t message_bytes() const override {
-    // P - 1 messages to owners, and the re-encoded one to all.
-    return message_bytes_ * ranks_;
-  }
   std::size_t buffer_bytes() const override {
     return outgoing_.size() + incoming_.size() + reencoded_.size() + workspace_.size() +
            scratch_.size();

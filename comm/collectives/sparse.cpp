@@ -85,7 +85,6 @@ class SparseExchange final : public Exchange {
     return flags_;
   }
 
-  std::size_t message_bytes() const override { return message_bytes_; }
   std::size_t buffer_bytes() const override {
     return message_.size() + gathered_.size() + workspace_.size() + scratch_.size();
   }

@@ -45,7 +45,8 @@ bool all_finite_of(const T* grad, const float* residual, float decay, std::int64
 }
 
 std::string prefix(const Context& ctx) {
-  std::string text = "rank " + std::to_string(ctx.sender);
+  // A negative sender stands for all ranks.
+  std::string text = ctx.sender < 0 ? "all ranks" : "rank " + std::to_string(ctx.sender);
   if (!ctx.parameter.empty()) text += ", tensor \"" + std::string(ctx.parameter) + "\"";
   return text + ": ";
 }

@@ -17,7 +17,7 @@ enum PayloadFlags : std::uint16_t {
 };
 
 struct PayloadHeader {
-  std::uint8_t codec_id = 0;  // the family's id; 0 when the message mixes families
+  std::uint8_t codec_id = 0;  // the family's id; 0 in messages of the collectives
   std::uint16_t flags = 0;
   std::uint64_t elements = 0;  // of all bodies together
 };

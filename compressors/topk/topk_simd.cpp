@@ -10,10 +10,16 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
+#include "compressors/core/convert-inl.h"
+#include "compressors/core/convert.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::topk {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+using thinwire::HWY_NAMESPACE::F32;
+using thinwire::HWY_NAMESPACE::load_float;
 
 // 16 lanes at most: a line has so many elements.
 using F = hn::CappedTag<float, 16>;
@@ -152,27 +158,13 @@ HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits, std:
 }
 
 // fp16 and bf16 to fp32, exactly.
-HWY_INLINE void widen(DType dtype, const void* from, std::size_t count, float* to) {
-  const auto* bits = static_cast<const std::uint16_t*>(from);
-  const F d;
-  const hn::Rebind<hwy::float16_t, F> d16;
-  const hn::Rebind<std::uint16_t, F> du16;
-  const std::size_t lanes = hn::Lanes(d);
-  for (std::size_t i = 0; i < count; i += lanes) {
-    HWY_ALIGN std::uint16_t rest[16] = {};
-    const std::uint16_t* source = bits + i;
-    if (i + lanes > count) {
-      std::memcpy(rest, source, (count - i) * sizeof(std::uint16_t));
-      source = rest;
-    }
-    const auto narrow = hn::LoadU(du16, source);
-    if (dtype == DType::kBF16) {
-      const auto wide = hn::ShiftLeft<16>(hn::PromoteTo(U(), narrow));
-      hn::StoreU(hn::BitCast(d, wide), d, to + i);
-    } else {
-      hn::StoreU(hn::PromoteTo(d, hn::BitCast(d16, narrow)), d, to + i);
-    }
-  }
+template <typename T>
+HWY_INLINE void widen(const void* from, std::size_t count, float* to) {
+  const auto* values = static_cast<const T*>(from);
+  const std::size_t lanes = hn::Lanes(F32());
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) hn::StoreU(load_float(values + i), F32(), to + i);
+  for (; i < count; ++i) to[i] = to_float(values[i]);
 }
 
 template <bool kResidual, bool kStreaming>
@@ -185,7 +177,8 @@ void scan_chunks(const Scan& args, Running& running, Candidates& c) {
     const std::size_t count = std::min(kChunkElements, total - i);
     if (c.count + count > c.capacity) keep_largest(c);
     const void* source = static_cast<const char*>(args.grad) + i * size_bytes(args.dtype);
-    if (args.dtype != DType::kF32) widen(args.dtype, source, count, widened);
+    if (args.dtype == DType::kBF16) widen<BF16>(source, count, widened);
+    if (args.dtype == DType::kF16) widen<FP16>(source, count, widened);
     const Chunk chunk{
         .grad = args.dtype == DType::kF32 ? static_cast<const float*>(source) : widened,
         .residual = kResidual ? args.residual + i : nullptr,

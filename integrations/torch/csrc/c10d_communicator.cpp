@@ -311,7 +311,7 @@ void C10dCommunicator::check_blocks(const char* what, std::size_t expected, std:
   }
 }
 
-int C10dCommunicator::next_tag() { return tag_++ % kUnusedTags; }
+int C10dCommunicator::next_tag() { return std::exchange(tag_, (tag_ + 1) % kUnusedTags); }
 
 std::vector<int> C10dCommunicator::roll_call(milliseconds grace) {
   auto call = std::make_shared<RollCall>();

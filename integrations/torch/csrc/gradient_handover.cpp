@@ -73,12 +73,15 @@ at::Tensor GradientHandover::take(std::size_t index) {
 }
 
 bool GradientHandover::may_keep(const Slot& slot, const at::Tensor& gradient) const {
-  return armed_ && slot.place.defined() && gradient.defined() && !slot.parameter.grad().defined() &&
+  // Autograd's own rule for taking a gradient over: whoever else holds it might change it.
+  const bool ours = gradient.defined() && gradient.use_count() == 1;
+  return ours && armed_ && slot.place.defined() && !slot.parameter.grad().defined() &&
          !at::GradMode::is_enabled() && !gradient.requires_grad() &&
          gradient.layout() == at::kStrided && gradient.options().type_equal(slot.place.options()) &&
          gradient.sizes() == slot.place.sizes() && gradient.is_contiguous() &&
          torch::autograd::impl::post_acc_grad_hooks(slot.parameter) == nullptr &&
-         slot.accumulator->post_hooks().size() == 1;  // DDP's
+         slot.accumulator->pre_hooks().size() == 1 &&  // this one
+         slot.accumulator->post_hooks().size() == 1;   // DDP's
 }
 
 at::Tensor GradientHandover::keep(std::size_t index, const at::Tensor& gradient) {
@@ -86,7 +89,10 @@ at::Tensor GradientHandover::keep(std::size_t index, const at::Tensor& gradient)
   Slot& slot = slots_[index];
   if (slot.fresh.defined()) {
     // A second gradient in one backward is added to param.grad, where the first must be.
-    slot.parameter.mutable_grad().copy_(std::exchange(slot.fresh, {}));
+    const at::Tensor first = std::exchange(slot.fresh, {});
+    if (slot.parameter.grad().defined()) {
+      slot.parameter.mutable_grad().copy_(first);
+    }
     return gradient;
   }
   if (!may_keep(slot, gradient)) {

@@ -323,34 +323,36 @@ TEST_P(PayloadCodecContract, RollbackForgetsTheStepBitForBit) {
 }
 
 TEST_P(PayloadCodecContract, NonFiniteValuesAreFlaggedAndNeverEnterMemory) {
-  for (const DType dtype : dtypes()) {
-    for (const std::int64_t n : {std::int64_t{1}, test_.block + 1, std::int64_t{1009}}) {
-      for (const float bad : {kNaN, kInf, -kInf}) {
-        for (const std::int64_t at : {std::int64_t{0}, n / 2, n - 1}) {
-          for (const bool transactional : {true, false}) {
-            SCOPED_TRACE(testing::Message() << name(dtype) << " n=" << n << " " << bad << " at "
-                                            << at << " transactional=" << transactional);
-            // The array keeps fp32 inputs finite: put the bad value in after rounding.
-            Array grad(dtype, make_values(Pattern::kNormal, n, 13));
-            grad.set(at, bad);
-            Memory memory = make_memory(Pattern::kNormal, n, {.transactional = transactional});
-            const std::vector<float> before(memory.current().begin(), memory.current().end());
-            std::vector<std::byte> out(codec_.slot_bytes(n));
-            const Scratch scratch(codec_.workspace_bytes(n));
-            const Context ctx{.workspace = scratch.span()};
-            const auto result = codec_.encode(ctx, grad.view(), &memory, out);
-            ASSERT_TRUE(result.nonfinite);
-            ASSERT_EQ(result.bytes, 1U);
-            ASSERT_FALSE(memory.written());
-            ASSERT_TRUE(same_bits(memory.current(), before));
-            out.resize(result.bytes);
-            for (const float x : decode(out, n)) ASSERT_TRUE(std::isnan(x));
-            for (const float x : accumulate(out, 1, before)) ASSERT_TRUE(std::isnan(x));
+  for_each_simd_target([&] {
+    for (const DType dtype : dtypes()) {
+      for (const std::int64_t n : {std::int64_t{1}, test_.block + 1, std::int64_t{1009}}) {
+        for (const float bad : {kNaN, kInf, -kInf}) {
+          for (const std::int64_t at : {std::int64_t{0}, n / 2, n - 1}) {
+            for (const bool transactional : {true, false}) {
+              SCOPED_TRACE(testing::Message() << name(dtype) << " n=" << n << " " << bad << " at "
+                                              << at << " transactional=" << transactional);
+              // The array keeps fp32 inputs finite: put the bad value in after rounding.
+              Array grad(dtype, make_values(Pattern::kNormal, n, 13));
+              grad.set(at, bad);
+              Memory memory = make_memory(Pattern::kNormal, n, {.transactional = transactional});
+              const std::vector<float> before(memory.current().begin(), memory.current().end());
+              std::vector<std::byte> out(codec_.slot_bytes(n));
+              const Scratch scratch(codec_.workspace_bytes(n));
+              const Context ctx{.workspace = scratch.span()};
+              const auto result = codec_.encode(ctx, grad.view(), &memory, out);
+              ASSERT_TRUE(result.nonfinite);
+              ASSERT_EQ(result.bytes, 1U);
+              ASSERT_FALSE(memory.written());
+              ASSERT_TRUE(same_bits(memory.current(), before));
+              out.resize(result.bytes);
+              for (const float x : decode(out, n)) ASSERT_TRUE(std::isnan(x));
+              for (const float x : accumulate(out, 1, before)) ASSERT_TRUE(std::isnan(x));
+            }
           }
         }
       }
     }
-  }
+  });
 }
 
 TEST_P(PayloadCodecContract, AZeroGradientSendsNothingAndKeepsItsResidual) {

@@ -87,6 +87,15 @@ def hooked(model: DDP, rank: int, n: int) -> None:
     assert torch.equal(seen[0], local)
 
 
+def hooked_node(model: DDP, rank: int, n: int) -> None:
+    """A hook in front of the node that accumulates sees the local gradient and may change it."""
+    weight = model.module.second.weight
+    node = weight.view_as(weight).grad_fn.next_functions[0][0]
+    handle = node.register_prehook(lambda grads: (3 * grads[0],))
+    backward(model, rank, n)
+    handle.remove()
+
+
 SCENES: tuple[Step, ...] = (
     backward,
     accumulated,
@@ -96,6 +105,7 @@ SCENES: tuple[Step, ...] = (
     around_ddp,
     second_backward,
     hooked,
+    hooked_node,
 )
 
 
@@ -112,6 +122,37 @@ class Checkpointed(nn.Module):
         x = self.first(x)
         for _ in range(2):
             x = checkpoint(lambda y: torch.relu(self.shared(y)), x, use_reentrant=True)
+        return self.last(x)
+
+
+class ReusedBuffer(torch.autograd.Function):
+    """A linear layer that writes the gradient of its weight to the same memory every time."""
+
+    buffer = torch.zeros(48, 48)
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = ctx.saved_tensors
+        torch.mm(grad.t(), x, out=ReusedBuffer.buffer)
+        return grad @ weight, ReusedBuffer.buffer
+
+
+class Reusing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(24, 48)
+        self.weights = nn.ParameterList(torch.randn(48, 48) / 7 for _ in range(3))
+        self.last = nn.Linear(48, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for weight in self.weights:
+            x = torch.relu(ReusedBuffer.apply(x, weight))
         return self.last(x)
 
 
@@ -158,7 +199,8 @@ def job_every_family(rank: int, size: int) -> None:
 
 
 def job_other_models(rank: int, size: int) -> None:
-    for make, options in ((Checkpointed, {"static_graph": True}), (Images, {})):
+    models = ((Checkpointed, {"static_graph": True}), (Reusing, {}), (Images, {}))
+    for make, options in models:
         plain = results(rank, make, backward, "topk:0.1", **options)
         views = results(rank, make, backward, "topk:0.1", gradient_as_bucket_view=True, **options)
         assert views == plain, make.__name__
