@@ -1,5 +1,8 @@
 """Bad input to compress(): each gets its own error, and ranks that disagree hear how."""
 
+import os
+import select
+
 import pytest
 import thinwire
 import thinwire.torch as tw
@@ -91,14 +94,29 @@ def job_disagreement(rank: int, size: int) -> None:
         tw.compress(model, "q8")
 
 
-def job_absent(rank: int, size: int) -> None:
+def job_absent(rank: int, size: int, absent: int) -> None:
     """One rank never calls compress(): the others learn which one, in bounded time."""
     model = DDP(seeded(Mlp))
-    if rank != 1:
+    if rank != absent:
         _group._SLACK_SECONDS = 0.0
-        with pytest.raises(thinwire.PeerLost, match=r"missing ranks: \[1\]"):
+        with pytest.raises(thinwire.PeerLost, match=rf"missing ranks: \[{absent}\]"):
             tw.compress(model, "q8", deadline=1.5)
     dist.barrier()
+
+
+def job_store_gone(rank: int, size: int) -> None:
+    """Rank 0, whose process serves the store, ends before the others call compress()."""
+    model = DDP(seeded(Mlp))
+    pids: list[int] = [0] * size
+    dist.all_gather_object(pids, os.getpid())
+    if rank == 0:
+        os._exit(0)
+    gone = select.poll()
+    gone.register(os.pidfd_open(pids[0]), select.POLLIN)
+    assert gone.poll(30_000)
+    with pytest.raises(thinwire.PeerLost, match=r"missing ranks: \[0\], whose store"):
+        tw.compress(model, "q8", deadline=1.5)
+    os._exit(0)
 
 
 def job_foreign_parameter(rank: int, size: int) -> None:
@@ -124,8 +142,20 @@ def test_bad_policies_and_ranks_that_disagree() -> None:
     run_ranks(__file__, "jobs", 2, "job_policies", "job_disagreement")
 
 
-def test_absent_rank() -> None:
-    run_ranks(__file__, "job_absent", 3)
+@pytest.mark.parametrize("absent", [0, 1])
+def test_absent_rank(absent: int) -> None:
+    run_ranks(__file__, "job_absent", 3, absent)
+
+
+def test_absent_store() -> None:
+    run_ranks(__file__, "job_store_gone", 3, seconds=30)
+
+
+@pytest.mark.parametrize("name", ["deadline", "grace"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e12, 0, -1.0])
+def test_times_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(thinwire.InvalidArgument, match=rf"{name}: expected seconds above 0"):
+        tw.compress(nn.Linear(2, 2), "q8", **{name: value})
 
 
 def test_uninitialised() -> None:

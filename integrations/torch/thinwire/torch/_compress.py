@@ -14,6 +14,7 @@ from thinwire.torch._group import make_private_group
 from thinwire.torch._reducer import Reducer
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_YEAR_SECONDS = 365 * 24 * 3600.0
 
 
 def compress(
@@ -30,11 +31,13 @@ def compress(
 
     policy: one line (``"topk:0.01,values=q8"``), TOML text, or ``"@FILE"``.
     deadline: seconds that any wait for a peer may take. grace: seconds that survivors of a failure
-    give each other to report.
+    give each other to report. Both above 0, at most a year.
 
     Raises PolicyError, MismatchError (ranks disagree), PeerLost, NotAvailable for what this version
     does not do, InvalidArgument for a model that cannot be compressed.
     """
+    _check_seconds("deadline", deadline)
+    _check_seconds("grace", grace)
     _check_model(ddp_model)
     names, parameters = _layers(ddp_model)
     from thinwire import _torch  # type: ignore[attr-defined]
@@ -96,6 +99,14 @@ def _refuse_hook(state: object, hook: Any) -> None:
         "model's gradients, and DDP takes one hook only\nhint: leave out register_comm_hook(), or "
         "run without thinwire"
     )
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 < value <= _YEAR_SECONDS:
+        raise InvalidArgument(
+            f"compress: {name}: expected seconds above 0, at most {_YEAR_SECONDS:.0f} (a year), "
+            f"got {value}\nhint: leave it out for the default"
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -35,35 +35,40 @@ class Group:
 def make_private_group(group: dist.ProcessGroup, deadline_seconds: float) -> Group:
     """Make the private group. Collective over ``group``; PeerLost names ranks that did not come."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    try:
-        users_backend = group._get_backend(torch.device("cpu"))
-    except RuntimeError as error:
-        raise NotAvailable(
-            "the model's process group has no backend for CPU tensors\n"
-            "hint: init_process_group('gloo'); this version compresses gradients on CPUs"
-        ) from error
+    users_backend = _cpu_backend(group)
+    store_host = _store_host(group)
     store = c10d._get_process_group_store(group)
-    if hasattr(store, "clone"):
-        store = store.clone()
-    # Every rank's n-th private group over these ranks gets the same n.
-    n = store.add(f"thinwire/groups/{rank}", 1)
-    store = c10d.PrefixStore(f"thinwire/{n}", store)
-    store.set(f"joined/{rank}", "1")
     timeout = timedelta(seconds=deadline_seconds + _SLACK_SECONDS)
     try:
+        # Every rank's n-th private group over these ranks gets the same n. Asked over the open
+        # connection: it fails at once where clone() would try to reach a dead host for minutes.
+        n = store.add(f"thinwire/groups/{rank}", 1)
+        if hasattr(store, "clone"):
+            store = store.clone()
+        store = c10d.PrefixStore(f"thinwire/{n}", store)
+        store.set(f"joined/{rank}", "1")
         if isinstance(users_backend, dist.ProcessGroupGloo) or users_backend.name() == "gloo":
             backend = dist.ProcessGroupGloo(c10d.PrefixStore("gloo", store), rank, size, timeout)
         else:
             backend = _delegate(group, users_backend.name(), timeout)
     except RuntimeError as error:
-        missing = [r for r in range(size) if not store.check([f"joined/{r}"])]
         raise PeerLost(
             f"rank {rank}: thinwire's group of {size} did not come together within "
-            f"{timeout.total_seconds():.0f} s; missing ranks: {missing or 'none'} ({error})\n"
+            f"{timeout.total_seconds():.0f} s; {_missing(store, size, store_host)} ({error})\n"
             "hint: call thinwire.torch.compress() on every rank, for the same models in the same "
             "order"
         ) from error
-    return Group(backend, store, _store_host(group))
+    return Group(backend, store, store_host)
+
+
+def _cpu_backend(group: dist.ProcessGroup) -> Any:
+    try:
+        return group._get_backend(torch.device("cpu"))
+    except RuntimeError as error:
+        raise NotAvailable(
+            "the model's process group has no backend for CPU tensors\n"
+            "hint: init_process_group('gloo'); this version compresses gradients on CPUs"
+        ) from error
 
 
 def _delegate(group: dist.ProcessGroup, name: str, timeout: timedelta) -> Any:
@@ -73,6 +78,17 @@ def _delegate(group: dist.ProcessGroup, name: str, timeout: timedelta) -> Any:
         ranks, timeout=timeout, backend=name, use_local_synchronization=len(ranks) > 1
     )
     return private._get_backend(torch.device("cpu"))
+
+
+def _missing(store: Any, size: int, store_host: int) -> str:
+    """The ranks that did not join; the store's host, when the store does not answer either."""
+    try:
+        missing = [r for r in range(size) if not store.check([f"joined/{r}"])]
+    except RuntimeError:
+        if store_host < 0:
+            return "the rendezvous store does not answer"
+        return f"missing ranks: [{store_host}], whose store does not answer"
+    return f"missing ranks: {missing or 'none'}"
 
 
 def _store_host(group: dist.ProcessGroup) -> int:
