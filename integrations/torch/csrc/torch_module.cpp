@@ -149,5 +149,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("summary", &GradientReducer::summary, no_gil)
       .def("last_step_skipped", &GradientReducer::last_step_skipped, no_gil)
       .def("set_loss_scale", &GradientReducer::set_loss_scale, no_gil)
+      .def("abandon_step", &GradientReducer::abandon_step, no_gil)
       .def("abort", &GradientReducer::abort, no_gil);
 }

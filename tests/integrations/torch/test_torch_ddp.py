@@ -1,8 +1,10 @@
 """compress() under everything that DDP can do. Each test is one job of several ranks."""
 
 import copy
+import io
 import logging
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import thinwire
@@ -10,8 +12,10 @@ import thinwire.torch as tw
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
+from torch.optim.swa_utils import AveragedModel
 from torch_models import Mlp, assert_identical, batch, digest, loss_of, seeded, state_digest, train
 from torch_ranks import run_ranks
 
@@ -264,6 +268,75 @@ def job_state(rank: int, size: int) -> None:
             reborn.load_state_dict({"version": 1})
 
 
+def job_copies(rank: int, size: int) -> None:
+    """Copies of a compressed model are plain DDP models; the model itself goes on."""
+    for bucket_view in (False, True):
+        model = DDP(seeded(Mlp), gradient_as_bucket_view=bucket_view)
+        reducer = tw.compress(model, "q8")
+        train(model, rank, range(2))
+        pickled = io.BytesIO()
+        torch.save(model, pickled)
+        pickled.seek(0)
+        for other in (
+            copy.deepcopy(model),
+            torch.load(pickled, weights_only=False),
+            AveragedModel(model).module,
+        ):
+            assert digest(other.parameters()) == digest(model.parameters())
+            assert not hasattr(other, "_thinwire_reducer")
+            assert len(other._forward_hooks) == 0
+            train(other, rank, range(1))
+            other.register_comm_hook(None, allreduce_hook)
+        assert reducer.stats()["steps"] == 2
+        again = copy.deepcopy(model)
+        assert tw.compress(again, "q8") is not reducer
+        train(again, rank, range(2))
+        train(model, rank, range(2, 4))
+        assert reducer.stats()["steps"] == 4
+
+
+def job_abandoned_step(rank: int, size: int) -> None:
+    """abandon_step() ends a step that lost buckets, and does nothing between steps."""
+
+    class Fragile(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            if broken:
+                raise ArithmeticError("backward ends here")
+            return grad
+
+    class FragileMlp(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.second(Fragile.apply(torch.relu(self.first(x))))))
+
+    broken = False
+    model = DDP(seeded(FragileMlp), bucket_cap_mb=0.004)
+    reducer = tw.compress(model, "q8")
+    reducer.abandon_step()
+    train(model, rank, range(2))
+    reducer.abandon_step()
+    before = state_digest(reducer.state_dict())
+    broken = True
+    with pytest.raises(ArithmeticError, match="ends here"):
+        loss_of(model, batch(rank, 2)).backward()
+    with pytest.raises(thinwire.InvalidArgument, match=r"abandon_step\(\)"):
+        reducer.state_dict()
+    reducer.abandon_step()
+    assert state_digest(reducer.state_dict()) == before
+    assert reducer.stats()["skipped_steps"] == 1
+    # DDP takes no other step with this model: a copy goes on.
+    broken = False
+    again = copy.deepcopy(model)
+    reborn = tw.compress(again, "q8")
+    reborn.load_state_dict(reducer.state_dict())
+    train(again, rank, range(2, 4))
+    assert reborn.stats()["steps"] == 2
+
+
 def job_backend(rank: int, size: int) -> None:
     """A group whose backend is "thinwire": models over it are compressed, nothing else is."""
     group = dist.new_group(list(range(size)), backend="thinwire")
@@ -276,6 +349,11 @@ def job_backend(rank: int, size: int) -> None:
     model = DDP(seeded(Mlp), process_group=group)
     assert model._thinwire_reducer.policy == "q8"
     train(model, rank, range(3))
+    by_device = DDP(
+        seeded(Mlp), process_group=dist.new_group(list(range(size)), backend="cpu:gloo")
+    )
+    tw.compress(by_device, "q8")
+    train(by_device, rank, range(2))
     untouched = DDP(seeded(Mlp))
     assert not hasattr(untouched, "_thinwire_reducer")
 
@@ -333,7 +411,16 @@ def test_alone() -> None:
 
 
 def test_modes_of_ddp() -> None:
-    run_ranks(__file__, "jobs", 2, "job_modes", "job_accumulation", "job_two_models", "job_summary")
+    run_ranks(
+        __file__,
+        "jobs",
+        2,
+        "job_modes",
+        "job_accumulation",
+        "job_two_models",
+        "job_summary",
+        "job_copies",
+    )
 
 
 def test_models() -> None:
@@ -343,7 +430,7 @@ def test_models() -> None:
 
 
 def test_training_loops() -> None:
-    run_ranks(__file__, "jobs", 3, "job_scaler", "job_join", "job_state")
+    run_ranks(__file__, "jobs", 3, "job_scaler", "job_join", "job_state", "job_abandoned_step")
 
 
 def test_groups() -> None:

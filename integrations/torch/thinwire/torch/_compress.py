@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ def compress(
     """Compress the gradients of a DDP model from its next ``backward()`` on.
 
     Collective: every rank of the model's process group calls it, for the same models in the same
-    order. Everything else the model exchanges stays as it was.
+    order. Everything else the model exchanges stays as it was. Copies of the model (deepcopy,
+    pickle) are plain DDP models.
 
     policy: one line (``"topk:0.01,values=q8"``), TOML text, or ``"@FILE"``.
     deadline: seconds that any wait for a peer may take. grace: seconds that survivors of a failure
@@ -57,11 +60,9 @@ def compress(
         handover = native.attach(ddp_model.reducer, parameters, _may_hand_over(ddp_model))
     except RuntimeError as error:
         raise InvalidArgument(_HOOK_TAKEN.format(hook="a built-in hook")) from error
-    if handover is not None:
-        _arm_after_forward(ddp_model, handover)
-    ddp_model.register_comm_hook = _refuse_hook  # type: ignore[method-assign]
+    arming = None if handover is None else _arm_after_forward(ddp_model, handover)
     reducer = Reducer(native, policy)
-    ddp_model._thinwire_reducer = reducer  # type: ignore[assignment]
+    _mark(ddp_model, reducer, arming)
     if dist.get_rank(ddp_model.process_group) == 0:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer
@@ -78,13 +79,39 @@ def _may_hand_over(model: DistributedDataParallel) -> bool:
     )
 
 
-def _arm_after_forward(model: DistributedDataParallel, handover: Any) -> None:
+def _arm_after_forward(model: DistributedDataParallel, handover: Any) -> int:
+    """Returns the key of the forward hook."""
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def arm(module: Any, _args: object, _output: object) -> None:
         # As DDP itself decides whether the coming backward reduces.
         handover.arm(torch.is_grad_enabled() and module.require_backward_grad_sync)
 
-    model.register_forward_hook(arm)
+    return model.register_forward_hook(arm).id
+
+
+def _mark(model: DistributedDataParallel, reducer: Reducer, arming: int | None) -> None:
+    """Attributes of this instance alone; the weak reference keeps the model free of cycles."""
+    model._thinwire_reducer = reducer  # type: ignore[assignment]
+    model.register_comm_hook = _refuse_hook  # type: ignore[method-assign]
+    model.__getstate__ = functools.partial(  # type: ignore[method-assign]
+        _state_of_a_copy, weakref.ref(model), arming
+    )
+
+
+def _state_of_a_copy(
+    model_ref: weakref.ref[DistributedDataParallel], arming: int | None
+) -> dict[str, Any]:
+    """What copies and pickles of the model get: the model as if it had never been compressed."""
+    model = model_ref()
+    assert model is not None
+    state: dict[str, Any] = type(model).__getstate__(model)
+    hooks = state["_forward_hooks"].copy()
+    hooks.pop(arming, None)
+    state["_forward_hooks"] = hooks
+    for name in ("_thinwire_reducer", "register_comm_hook", "__getstate__"):
+        del state[name]
+    return state
 
 
 _HOOK_TAKEN = (

@@ -67,6 +67,17 @@ class Reducer:
         """
         self._native.restore(state)
 
+    def abandon_step(self) -> None:
+        """End a step whose ``backward()`` raised before all its gradients were handed over.
+
+        Waits for what is in flight, then rolls residuals back; counts as a skipped step. Every rank
+        must call it at the same place. Does nothing when no step is open.
+
+        DDP itself refuses another step after such an error: wrap the module anew, and give the
+        residuals to the new reducer (``load_state_dict``).
+        """
+        self._native.abandon_step()
+
     def abort(self) -> None:
         """End everything in flight with an error on every rank. The job cannot go on after it."""
         self._native.abort()
