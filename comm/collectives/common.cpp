@@ -34,16 +34,6 @@ void check_gradients(int rank, std::span<const ExchangeLayer> layers,
   }
 }
 
-void bring_in_place(std::span<const Gradient> grads, std::vector<TensorView>& means) {
-  means.clear();
-  for (const Gradient& grad : grads) {
-    if (grad.source.data != grad.mean.data && grad.mean.elements > 0) {
-      std::memcpy(grad.mean.data, grad.source.data, grad.mean.bytes());
-    }
-    means.push_back(grad.mean);
-  }
-}
-
 void zero_slack(std::span<std::byte> slot, std::size_t used) {
   if (used < slot.size()) {
     std::memset(slot.data() + used, 0, slot.size() - used);

@@ -44,9 +44,6 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
 void check_gradients(int rank, std::span<const ExchangeLayer> layers,
                      std::span<const Gradient> grads);
 
-// means[i] = grads[i].mean, which holds the gradient afterwards: for exchanges that work there.
-void bring_in_place(std::span<const Gradient> grads, std::vector<TensorView>& means);
-
 [[noreturn]] void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what);
 
 // The context of one codec call on a layer (or a range of it, of hash `key_hash`).

@@ -57,9 +57,12 @@ class DenseExchange final : public Exchange {
                                   std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     weight_ = weight;
-    bring_in_place(grads, grads_);
+    means_.clear();
+    for (const Gradient& grad : grads) {
+      means_.push_back(grad.mean);
+    }
     for (Group& group : groups_) {
-      gather(group);
+      gather(group, grads);
     }
     return comm_.allreduce_sum(groups_[0].in_flight);
   }
@@ -85,26 +88,31 @@ class DenseExchange final : public Exchange {
   bool adjacent(const Group& group) const {
     const char* end = nullptr;
     for (const std::size_t i : group.members) {
-      const TensorView& grad = grads_[i];
-      if (grad.elements == 0) {
+      const TensorView& mean = means_[i];
+      if (mean.elements == 0) {
         continue;
       }
-      if (grad.dtype != group.dtype || (end != nullptr && end != grad.data)) {
+      if (mean.dtype != group.dtype || (end != nullptr && end != mean.data)) {
         return false;
       }
-      end = static_cast<const char*>(grad.data) + grad.bytes();
+      end = static_cast<const char*>(mean.data) + mean.bytes();
     }
     return true;
   }
 
-  void gather(Group& group) {
+  void gather(Group& group, std::span<const Gradient> grads) {
     group.in_place = adjacent(group);
     group.in_flight = {nullptr, group.elements, group.dtype};
     if (group.in_place) {
       for (const std::size_t i : group.members) {
-        if (grads_[i].elements > 0) {
-          group.in_flight.data = grads_[i].data;
-          break;
+        if (means_[i].elements == 0) {
+          continue;
+        }
+        if (group.in_flight.data == nullptr) {
+          group.in_flight.data = means_[i].data;
+        }
+        if (grads[i].source.data != means_[i].data) {
+          std::memcpy(means_[i].data, grads[i].source.data, means_[i].bytes());
         }
       }
       return;
@@ -115,14 +123,15 @@ class DenseExchange final : public Exchange {
     group.in_flight.data = group.flat.bytes().data();
     std::int64_t at = 0;
     for (const std::size_t i : group.members) {
-      const TensorView part = group.in_flight.slice(at, at + grads_[i].elements);
-      at += grads_[i].elements;
+      const TensorView& source = grads[i].source;
+      const TensorView part = group.in_flight.slice(at, at + source.elements);
+      at += source.elements;
       if (group.dtype == DType::kF64) {
         if (part.elements > 0) {
-          std::memcpy(part.data, grads_[i].data, part.bytes());
+          std::memcpy(part.data, source.data, part.bytes());
         }
       } else {
-        load_f32(grads_[i], floats(part));
+        load_f32(source, floats(part));
       }
     }
   }
@@ -130,18 +139,18 @@ class DenseExchange final : public Exchange {
   void scatter(const Group& group) {
     std::int64_t at = 0;
     for (const std::size_t i : group.members) {
-      const TensorView part = group.in_flight.slice(at, at + grads_[i].elements);
-      at += grads_[i].elements;
+      const TensorView part = group.in_flight.slice(at, at + means_[i].elements);
+      at += means_[i].elements;
       const bool nonfinite = scale(part, weight_);
       flags_[i] = nonfinite ? 1 : 0;
       if (nonfinite) {
-        fill_nan(grads_[i]);
+        fill_nan(means_[i]);
       } else if (group.in_place || part.elements == 0) {
         continue;
       } else if (group.dtype == DType::kF64) {
-        std::memcpy(grads_[i].data, part.data, part.bytes());
+        std::memcpy(means_[i].data, part.data, part.bytes());
       } else {
-        store_f32(floats(part), grads_[i]);
+        store_f32(floats(part), means_[i]);
       }
     }
   }
@@ -153,7 +162,7 @@ class DenseExchange final : public Exchange {
   Communicator& comm_;
   std::vector<ExchangeLayer> layers_;
   std::vector<Group> groups_;  // 1 or 2
-  std::vector<TensorView> grads_;
+  std::vector<TensorView> means_;
   std::vector<std::uint8_t> flags_;
   float weight_ = 1;
 };

@@ -3,6 +3,7 @@
 // where the gradient holds NaN or Inf: a projection need not show them (a mask may miss them), and
 // all ranks must know.
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "comm/collectives/common.h"
@@ -53,7 +54,13 @@ class LinearExchange final : public Exchange {
     step_ = step;
     weight_ = weight;
     round_ = 0;
-    bring_in_place(grads, grads_);
+    grads_.clear();
+    for (const Gradient& grad : grads) {  // the rounds work in the place of the mean
+      if (grad.source.data != grad.mean.data && grad.mean.elements > 0) {
+        std::memcpy(grad.mean.data, grad.source.data, grad.mean.bytes());
+      }
+      grads_.push_back(grad.mean);
+    }
     const std::span<float> marks = flat(0).last(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       flags_[i] = has_nonfinite(grads_[i]) ? 1 : 0;

@@ -53,10 +53,9 @@ class PayloadCodec {
 
   // Encodes v = grad + decay * residual into `out` (at least slot_bytes(n) long) and writes the new
   // residual v - decode(body) to memory.next(), fused. `memory` may be null: v = grad, and the
-  // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so); it is
-  // only read. `out` beyond result.bytes is untouched.
-  // NaN/Inf in v: a one-byte body, result.nonfinite, memory unwritten. All-zero grad with a
-  // memory: a one-byte body, result.empty, memory unwritten.
+  // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so); it is only read.
+  // `out` beyond result.bytes is untouched. NaN/Inf in v: a one-byte body, result.nonfinite, memory
+  // unwritten. All-zero grad with a memory: a one-byte body, result.empty, memory unwritten.
   virtual EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
                               std::span<std::byte> out) const = 0;
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -13,6 +12,7 @@
 #include "compressors/core/codec_support.h"
 #include "compressors/core/convert.h"
 #include "compressors/core/random.h"
+#include "compressors/core/spec_text.h"
 #include "compressors/core/workspace.h"
 #include "compressors/topk/topk_index.h"
 #include "compressors/topk/topk_kernels.h"
@@ -44,12 +44,6 @@ constexpr double kLeastShare = 0.8;
 // pay once three such arrays no longer fit into a core's share of it.
 constexpr std::int64_t kStreamingElements = std::int64_t{1} << 20;
 
-std::string decimal(double value) {
-  std::array<char, 32> buffer{};
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value);
-  return std::string(buffer.data(), end.ptr);
-}
-
 void check_dtype(const Context& ctx, DType dtype) {
   if (dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16) return;
   fail_argument(ctx, "topk of a tensor of dtype " + std::string(name(dtype)) +
@@ -62,7 +56,7 @@ class TopKCodec final : public PayloadCodec {
 
   std::string name() const override {
     std::string text =
-        "topk:" + (options_.k > 0 ? "k=" + std::to_string(options_.k) : decimal(options_.density));
+        "topk:" + (options_.k > 0 ? "k=" + std::to_string(options_.k) : number_text(options_.density));
     if (options_.values == TopKValues::kBF16) text += ",values=bf16";
     if (options_.values == TopKValues::kQ8) text += ",values=q8";
     if (options_.select == TopKSelect::kSampled) text += ",select=sampled";
@@ -375,7 +369,7 @@ std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options) 
                           std::string(by_density ? "both" : "neither"));
   }
   if (by_density && !(options.density > 0 && options.density <= 1)) {
-    throw InvalidArgument("topk: density " + decimal(options.density) +
+    throw InvalidArgument("topk: density " + number_text(options.density) +
                           ", expected more than 0 and at most 1");
   }
   if (options.k < 0) {

@@ -141,13 +141,10 @@ HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits, std:
       const auto bit = static_cast<std::size_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(word));
       const std::size_t i = base + bit / 8 * lanes + bit % 8;
       float v = chunk.grad[i];
-      if constexpr (kStreaming || kResidual) {
-        // What has been stored around the caches is computed once more.
-        if (kStreaming || chunk.next == nullptr) {
-          if constexpr (kResidual) v += args.decay * chunk.residual[i];
-        } else {
-          v = chunk.next[i];
-        }
+      if constexpr (kResidual) {
+        // Stored in place of the residual, perhaps; what went around the caches is computed again.
+        const bool stored = !kStreaming && chunk.next != nullptr;
+        v = stored ? chunk.next[i] : v + args.decay * chunk.residual[i];
       }
       c.value[taken] = v;
       c.index[taken] = first + static_cast<std::uint32_t>(i);

@@ -6,11 +6,12 @@
 
 #include "compressors/core/convert.h"
 #include "compressors/core/error.h"
+#include "compressors/topk/topk_kernels.h"
 
 namespace thinwire {
 namespace {
 
-constexpr std::uint32_t kMagnitudeMask = 0x7FFFFFFF;
+using topk::kMagnitudeMask;
 constexpr std::uint32_t kSteps = 127;
 
 std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }

@@ -3,6 +3,7 @@ the JSON Lines file."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import math
@@ -26,7 +27,7 @@ class CurvePoint:
 
 
 @dataclass
-class Measured:
+class Measured(abc.ABC):
     """One (task, link, method), and what follows from its bytes."""
 
     task: str
@@ -39,9 +40,9 @@ class Measured:
     parameters: int = 0
 
     @property
+    @abc.abstractmethod
     def wire_mb_step(self) -> float:
         """MB that a host sends in one step."""
-        raise NotImplementedError
 
     @property
     def where(self) -> str:
