@@ -12,7 +12,7 @@ namespace thinwire {
 namespace {
 
 // What a damaged hello may make us allocate a rank.
-constexpr std::uint64_t kMostTextBytes = std::uint64_t{1} << 30;
+constexpr std::uint64_t kMostTextBytes = std::uint64_t{64} << 20;
 
 constexpr std::size_t kFieldsShown = 8;
 

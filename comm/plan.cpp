@@ -1,5 +1,6 @@
 #include <algorithm>
-#include <cctype>
+#include <numeric>
+#include <span>
 
 #include "comm/policy.h"
 #include "compressors/core/error.h"
@@ -42,24 +43,54 @@ std::string rule_text(const PolicyRule& rule) {
   return join(parts);
 }
 
-[[noreturn]] void refuse_rule(const PolicyRule& rule, std::size_t number,
-                              const std::vector<Layer>& layers) {
-  const std::string glob = without_wildcards(rule.name_glob);
+// The first few of the layers `which`, each with its shape and what `note` says of it.
+template <typename Note>
+std::string layers_text(const std::vector<Layer>& layers, const std::vector<std::size_t>& which,
+                        Note&& note) {
+  std::vector<std::string> shown;
+  for (const std::size_t i : std::span(which).first(std::min(kNamesShown, which.size()))) {
+    shown.push_back(layers[i].name + " (" + shape_text(layers[i]) + note(i) + ")");
+  }
+  return join(shown) + (which.size() > kNamesShown ? ", ..." : "");
+}
+
+std::vector<std::size_t> nearest_layers(const PolicyRule& rule, const std::vector<Layer>& layers) {
   std::vector<std::string_view> names;
   for (const Layer& layer : layers) {
     names.push_back(layer.name);
   }
-  std::vector<std::string> shown;
+  std::vector<std::size_t> nearest;
+  const std::string glob = without_wildcards(rule.name_glob);
   for (const std::string_view near : nearest_spellings(glob, names, kNamesShown)) {
-    const auto layer =
-        std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == near; });
-    shown.push_back(layer->name + " (" + shape_text(*layer) + ")");
+    nearest.push_back(
+        static_cast<std::size_t>(std::find(names.begin(), names.end(), near) - names.begin()));
   }
-  throw PolicyError("rule " + std::to_string(number) + " (" + rule_text(rule) +
-                    ") matches none of the " + std::to_string(layers.size()) +
-                    " layers; the nearest are " + join(shown) +
-                    "\nhint: correct the rule or remove it; names are globs over the whole "
-                    "parameter name, * matches dots too");
+  return nearest;
+}
+
+// Refuses rule `number` (from 0), which decides no layer.
+[[noreturn]] void refuse_rule(const PolicyRule& rule, std::size_t number, const Plan& plan,
+                              const std::vector<Layer>& layers) {
+  const std::string which = "rule " + std::to_string(number + 1) + " (" + rule_text(rule) + ") ";
+  std::vector<std::size_t> matched;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (rule.matches(layers[i])) {
+      matched.push_back(i);
+    }
+  }
+  if (matched.empty()) {
+    throw PolicyError(which + "matches none of the " + std::to_string(layers.size()) +
+                      " layers; the nearest are " +
+                      layers_text(layers, nearest_layers(rule, layers),
+                                  [](std::size_t) { return std::string(); }) +
+                      "\nhint: correct the rule or remove it; names are globs over the whole "
+                      "parameter name, * matches dots too");
+  }
+  const auto reason = [&](std::size_t i) { return ", " + plan.choices[i].reason; };
+  throw PolicyError(which + "decides no layer; those that it matches are " +
+                    layers_text(layers, matched, reason) +
+                    "\nhint: the first rule that matches decides, and what goes dense by itself "
+                    "must be matched by name; move the rule up, give it a name, or remove it");
 }
 
 }  // namespace
@@ -71,24 +102,21 @@ Plan Plan::make(const Policy& policy, const std::vector<Layer>& layers) {
     plan.choices.push_back(policy.choose(layer));
     any = any || !plan.choices.back().codec.is_none();
   }
-  for (std::size_t i = 0; i < policy.rules().size(); ++i) {
-    const PolicyRule& rule = policy.rules()[i];
-    if (std::none_of(layers.begin(), layers.end(),
-                     [&](const Layer& layer) { return rule.matches(layer); })) {
-      refuse_rule(rule, i + 1, layers);
+  for (std::size_t rule = 0; rule < policy.rules().size(); ++rule) {
+    if (std::none_of(plan.choices.begin(), plan.choices.end(),
+                     [&](const Policy::Choice& choice) { return choice.rule == rule; })) {
+      refuse_rule(policy.rules()[rule], rule, plan, layers);
     }
   }
   if (!any && policy.compresses()) {
-    std::vector<std::string> shown;
-    for (std::size_t i = 0; i < std::min(kNamesShown, layers.size()); ++i) {
-      shown.push_back(layers[i].name + " (" + shape_text(layers[i]) + ", " +
-                      plan.choices[i].reason + ")");
-    }
-    throw PolicyError("the policy compresses none of the " + std::to_string(layers.size()) +
-                      " layers: " + (shown.empty() ? "the layer table is empty" : join(shown)) +
-                      (layers.size() > kNamesShown ? ", ..." : "") +
-                      "\nhint: lower min_elements, name the layers in a [[rule]], or use the "
-                      "policy none");
+    std::vector<std::size_t> all(layers.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    const auto reason = [&](std::size_t i) { return ", " + plan.choices[i].reason; };
+    throw PolicyError(
+        "the policy compresses none of the " + std::to_string(layers.size()) + " layers: " +
+        (all.empty() ? "the layer table is empty" : layers_text(layers, all, reason)) +
+        "\nhint: lower min_elements, name the layers in a [[rule]], or use the "
+        "policy none");
   }
   return plan;
 }

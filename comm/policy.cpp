@@ -177,10 +177,12 @@ Policy::Choice Policy::choose(const Layer& layer) const {
   }
   const Codec* codec = &fallback_;
   std::string reason = "default";
+  std::optional<std::size_t> decided;
   for (std::size_t i = 0; i < rules_.size(); ++i) {
     const bool may_decide = dense_reason.empty() || !rules_[i].name_glob.empty();
     if (may_decide && rules_[i].matches(layer)) {
       codec = &rules_[i].codec;
+      decided = i;
       reason = "rule " + std::to_string(i + 1);
       if (!rules_[i].name_glob.empty()) {
         reason += ": " + rules_[i].name_glob;
@@ -196,9 +198,9 @@ Policy::Choice Policy::choose(const Layer& layer) const {
     dense_reason = "dense: 0 elements";
   }
   if (!dense_reason.empty() && !codec->is_none()) {
-    return {dense_like(*codec), dense_reason};
+    return {dense_like(*codec), dense_reason, decided};
   }
-  return {*codec, reason};
+  return {*codec, reason, decided};
 }
 
 bool Policy::compresses() const {

@@ -53,6 +53,7 @@ class Policy {
   struct Choice {
     Codec codec;
     std::string reason;
+    std::optional<std::size_t> rule = {};  // the one that decided, from 0
   };
   Choice choose(const Layer& layer) const;
 
@@ -74,8 +75,9 @@ class Policy {
 struct Plan {
   std::vector<Policy::Choice> choices;  // one a layer
 
-  // PolicyError when the policy asks for compression and no layer gets any, or when a rule
-  // matches nothing; the message lists the layer names nearest to the rule's.
+  // PolicyError when the policy asks for compression and no layer gets any, or when a rule decides
+  // no layer: the message says what decided the layers that it matches, or lists those with the
+  // names nearest to the rule's.
   static Plan make(const Policy& policy, const std::vector<Layer>& layers);
 };
 

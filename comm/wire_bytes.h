@@ -26,6 +26,11 @@ struct MessageFraming {
   std::uint64_t control_messages = 0;
 };
 
+// Gloo's TCP transport: a preamble of six 8-byte words before the data, and two preambles alone
+// that say "ready to send" and "ready to receive".
+inline constexpr MessageFraming kGlooFraming{
+    .header = 48, .control_bytes = 2 * 48, .control_messages = 2};
+
 // `count` messages of `bytes` each.
 constexpr std::uint64_t messages_wire_bytes(std::uint64_t count, std::uint64_t bytes,
                                             const MessageFraming& framing) {
@@ -42,6 +47,18 @@ constexpr std::uint64_t ring_allreduce_wire_bytes(std::uint64_t bytes, int ranks
   }
   const auto p = static_cast<std::uint64_t>(ranks);
   return messages_wire_bytes(2 * (p - 1), (bytes + p - 1) / p, framing);
+}
+
+// The same as Gloo does it: in segments of at most 1 MiB, at least two a rank.
+constexpr std::uint64_t gloo_allreduce_wire_bytes(std::uint64_t bytes, int ranks) {
+  if (ranks < 2 || bytes == 0) {
+    return 0;
+  }
+  const auto p = static_cast<std::uint64_t>(ranks);
+  const std::uint64_t wanted = ((bytes >> 20U) + p) / p;
+  const std::uint64_t segments = wanted < 2 ? 2 : wanted;
+  return messages_wire_bytes(2 * (p - 1) * segments, (bytes + p * segments - 1) / (p * segments),
+                             kGlooFraming);
 }
 
 // Allgather of `bytes` a rank, by a ring or directly: P - 1 messages.

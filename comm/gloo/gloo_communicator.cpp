@@ -31,12 +31,6 @@ namespace {
 using std::chrono::milliseconds;
 using ContextPtr = std::shared_ptr<gloo::Context>;
 
-// Every message of Gloo's TCP transport: a preamble of six 8-byte words before the data, and two
-// preambles alone that say "ready to send" and "ready to receive".
-constexpr std::uint64_t kPreambleBytes = 48;
-constexpr MessageFraming kFraming{
-    .header = kPreambleBytes, .control_bytes = 2 * kPreambleBytes, .control_messages = 2};
-
 // A rank that leaves resets its connections, so that bytes which its peers have not read are lost:
 // it waits this long for all to come to the end.
 constexpr milliseconds kGoodbye{2'000};
@@ -369,7 +363,7 @@ class GlooCommunicator final : public Communicator {
                             ": fp32 or fp64 expected, got " +
                             std::string(thinwire::name(data.dtype)));
     }
-    sent_bytes_ += allreduce_wire_bytes(data);
+    sent_bytes_ += gloo_allreduce_wire_bytes(data.bytes(), size_);
     return start("allreduce", [data, tag = tag_++](Group& group) {
       if (data.elements == 0 || !group.context()) {
         return;
@@ -390,7 +384,7 @@ class GlooCommunicator final : public Communicator {
                             " bytes expected, got " + std::to_string(out.size()));
     }
     // Gloo's ring sends each block in two halves.
-    sent_bytes_ += 2 * allgather_wire_bytes((in.size() + 1) / 2, size_, kFraming);
+    sent_bytes_ += 2 * allgather_wire_bytes((in.size() + 1) / 2, size_, kGlooFraming);
     return start("allgather", [in, out, tag = tag_++](Group& group) {
       exchange_bytes<gloo::AllgatherOptions>(group, in, out, tag, &gloo::allgather);
     });
@@ -405,7 +399,7 @@ class GlooCommunicator final : public Communicator {
                             " bytes expected, got " + std::to_string(in.size()) + " and " +
                             std::to_string(out.size()));
     }
-    sent_bytes_ += alltoall_wire_bytes(in.size() / ranks, size_, kFraming);
+    sent_bytes_ += alltoall_wire_bytes(in.size() / ranks, size_, kGlooFraming);
     return start("alltoall", [in, out, tag = tag_++](Group& group) {
       exchange_bytes<gloo::AlltoallOptions>(group, in, out, tag, &gloo::alltoall);
     });
@@ -457,18 +451,6 @@ class GlooCommunicator final : public Communicator {
     } catch (const std::exception&) {
       // A peer is gone already, or does not mean to leave: nothing is owed to it.
     }
-  }
-
-  // Gloo cuts the data into segments of at most 1 MiB, at least two a rank.
-  std::uint64_t allreduce_wire_bytes(TensorView data) const {
-    const std::uint64_t bytes = data.bytes();
-    const auto ranks = static_cast<std::uint64_t>(size_);
-    if (size_ == 1 || bytes == 0) {
-      return 0;
-    }
-    const std::uint64_t segments = std::max(((bytes >> 20U) + ranks) / ranks, std::uint64_t{2});
-    return messages_wire_bytes(2 * (ranks - 1) * segments,
-                               (bytes + ranks * segments - 1) / (ranks * segments), kFraming);
   }
 
   int rank_;

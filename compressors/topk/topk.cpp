@@ -55,8 +55,8 @@ class TopKCodec final : public PayloadCodec {
   explicit TopKCodec(const TopKOptions& options) : options_(options) {}
 
   std::string name() const override {
-    std::string text =
-        "topk:" + (options_.k > 0 ? "k=" + std::to_string(options_.k) : number_text(options_.density));
+    std::string text = "topk:" + (options_.k > 0 ? "k=" + std::to_string(options_.k)
+                                                 : number_text(options_.density));
     if (options_.values == TopKValues::kBF16) text += ",values=bf16";
     if (options_.values == TopKValues::kQ8) text += ",values=q8";
     if (options_.select == TopKSelect::kSampled) text += ",select=sampled";

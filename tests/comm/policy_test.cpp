@@ -165,5 +165,21 @@ TEST(Plan, RefusesARuleThatMatchesNothingAndNamesTheNearestLayers) {
                     HasSubstr("the nearest are lstm.weight_ih (256x64)"), HasSubstr("hint: ")));
 }
 
+TEST(Plan, RefusesARuleThatAnEarlierOneLeavesNothing) {
+  const Policy policy = Policy::parse(
+      "policy = \"q8\"\n[[rule]]\nname = \"*.weight*\"\npolicy = \"q4\"\n"
+      "[[rule]]\nname = \"lstm.w*\"\npolicy = \"none\"");
+  EXPECT_THAT(message_of<PolicyError>([&] { Plan::make(policy, kModel); }),
+              AllOf(HasSubstr("rule 2 (name = \"lstm.w*\") decides no layer"),
+                    HasSubstr("lstm.weight_ih (256x64, rule 1: *.weight*)"), HasSubstr("hint: ")));
+}
+
+TEST(Plan, RefusesARuleByShapeForLayersThatGoDense) {
+  const Policy policy = Policy::parse("policy = \"q8\"\n[[rule]]\ndims = 1\npolicy = \"bf16\"");
+  EXPECT_THAT(message_of<PolicyError>([&] { Plan::make(policy, kModel); }),
+              AllOf(HasSubstr("rule 1 (dims = 1) decides no layer"),
+                    HasSubstr("lstm.bias_ih (256, dense: 1 dimension)"), HasSubstr("hint: ")));
+}
+
 }  // namespace
 }  // namespace thinwire

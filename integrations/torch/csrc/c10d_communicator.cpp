@@ -20,23 +20,6 @@ using std::chrono::milliseconds;
 // Tags of messages are below it, far more than can be in flight.
 constexpr int kUnusedTags = 1 << 20;
 
-// Gloo puts a preamble before each message; the receiver and the sender each send one alone to say
-// that they are ready.
-constexpr std::uint64_t kPreambleBytes = 48;
-constexpr MessageFraming kGlooFraming{
-    .header = kPreambleBytes, .control_bytes = 2 * kPreambleBytes, .control_messages = 2};
-
-// Gloo's ring cuts the data into segments of at most 1 MiB, at least two a rank.
-std::uint64_t gloo_allreduce_wire_bytes(std::uint64_t bytes, int size) {
-  const auto ranks = static_cast<std::uint64_t>(size);
-  if (size < 2 || bytes == 0) {
-    return 0;
-  }
-  const std::uint64_t segments = std::max(((bytes >> 20U) + ranks) / ranks, std::uint64_t{2});
-  return messages_wire_bytes(2 * (ranks - 1) * segments,
-                             (bytes + ranks * segments - 1) / (ranks * segments), kGlooFraming);
-}
-
 at::Tensor bytes_tensor(std::span<const std::byte> bytes) {
   return at::from_blob(const_cast<std::byte*>(bytes.data()),
                        {static_cast<std::int64_t>(bytes.size())}, at::TensorOptions(at::kByte));
