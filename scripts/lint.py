@@ -91,8 +91,8 @@ def tidy_one(name: str, command: str) -> tuple[str, bool, str]:
     if stamp.exists():
         return name, True, ""
     run = [tool("clang-tidy"), "-p", str(BUILD), "--quiet"]
-    # Options that the compiler of the build knows and clang does not; and SIMD kernels for one target,
-    # since those of the others are the same lines.
+    # Options that the compiler of the build knows and clang does not; and the SIMD kernels for one
+    # target, since those of the others are the same lines.
     run += [
         "--extra-arg=-DHWY_COMPILE_ONLY_STATIC",
         "--extra-arg=-Wno-unknown-warning-option",
