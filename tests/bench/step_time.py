@@ -385,8 +385,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--task", action="append", choices=sorted(TASKS), help="repeatable; default: mnist")
-    add("--rate", action="append", help="link speed, repeatable; default: 1gbit 100mbit")
+    add("--task", action="append", choices=sorted(TASKS), help="repeatable; default: all")
+    add(
+        "--rate",
+        action="append",
+        help="link speed, repeatable; default: 1gbit 100mbit (with --accuracy: 1gbit)",
+    )
     add("--method", action="append", help=f"repeatable; default: {' '.join(METHODS)}")
     add("--hosts", type=int, default=4)
     add("--rounds", type=int, default=5, help="pairs a method")
@@ -408,8 +412,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if arguments.steps < 1 or ACCURACY_STEPS % arguments.rounds:
             parser.error(f"--accuracy: --rounds must divide {ACCURACY_STEPS} and leave timed steps")
     arguments.methods = arguments.method or (ACCURACY_METHODS if arguments.accuracy else METHODS)
-    arguments.tasks = arguments.task or ["mnist"]
-    arguments.links = [LOOPBACK] if arguments.loopback else arguments.rate or ["1gbit", "100mbit"]
+    arguments.tasks = arguments.task or (["mnist"] if arguments.accuracy else sorted(TASKS))
+    rates = ["1gbit"] if arguments.accuracy else ["1gbit", "100mbit"]
+    arguments.links = [LOOPBACK] if arguments.loopback else arguments.rate or rates
     try:
         for method in arguments.methods:
             check_spec(method)
