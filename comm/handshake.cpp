@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <span>
 
 namespace thinwire {
 namespace {
 
 // What a damaged hello may make us allocate a rank.
-constexpr std::uint64_t kMostTextBytes = std::uint64_t{64} << 20;
+constexpr std::uint64_t kMostTextBytes = std::uint64_t{16} << 20;
 
 constexpr std::size_t kFieldsShown = 8;
 
@@ -43,6 +44,9 @@ std::vector<HandshakeField> parse(std::string_view text) {
   };
   while (!text.empty()) {
     std::string name = take();
+    if (name.empty()) {
+      break;  // no field of ours: what follows is damaged
+    }
     fields.push_back({std::move(name), take()});
   }
   return fields;
@@ -94,11 +98,12 @@ std::string describe(const std::string& name, const std::vector<std::string>& va
 [[noreturn]] void refuse(const std::vector<std::vector<HandshakeField>>& all) {
   // By name, in the order of rank 0's fields, then what only others have.
   std::vector<std::string> names;
+  std::set<std::string> seen;
   std::vector<std::map<std::string, std::string>> values(all.size());
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
     for (const HandshakeField& field : all[rank]) {
       values[rank].emplace(field.name, field.value);
-      if (std::find(names.begin(), names.end(), field.name) == names.end()) {
+      if (seen.insert(field.name).second) {
         names.push_back(field.name);
       }
     }

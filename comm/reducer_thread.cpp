@@ -87,6 +87,10 @@ ReducerThread::~ReducerThread() {
   }
   queue_changed_.notify_all();
   thread_.join();
+  if (!comm_->traits().survives_failure && (aborted_ || failure_)) {
+    // The transport may still write to the buffers of transfers that it could not end.
+    static_cast<void>(new auto(std::move(layouts_)));
+  }
 }
 
 void ReducerThread::submit(ReductionJob job) {
