@@ -9,8 +9,10 @@ py = $(or $(PYTHON),.venv/bin/python)
 # The package from its sources, for the environments that it is not installed in.
 export PYTHONPATH := $(CURDIR)/integrations/torch:$(CURDIR)/cluster/lab$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-# Bytecode is kept: hundreds of processes import torch, and would each compile its sources anew.
+# Bytecode is kept, but not among a user's packages: hundreds of processes import torch, and would
+# each compile its sources anew.
 export PYTHONDONTWRITEBYTECODE =
+export PYTHONPYCACHEPREFIX = $(CURDIR)/.cache/pycache
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup build release demo test bench lint fuzz asan tsan clean distclean

@@ -11,15 +11,6 @@ namespace {
 
 constexpr std::size_t kNamesShown = 5;
 
-std::string shape_text(const Layer& layer) {
-  std::string text;
-  for (const std::int64_t extent : layer.shape) {
-    text += text.empty() ? "" : "x";
-    text += std::to_string(extent);
-  }
-  return text.empty() ? "scalar" : text;
-}
-
 // A glob's stars would only add to the distance.
 std::string without_wildcards(std::string glob) {
   std::erase_if(glob, [](char c) { return c == '*' || c == '?'; });
@@ -49,9 +40,16 @@ std::string layers_text(const std::vector<Layer>& layers, const std::vector<std:
                         Note&& note) {
   std::vector<std::string> shown;
   for (const std::size_t i : std::span(which).first(std::min(kNamesShown, which.size()))) {
-    shown.push_back(layers[i].name + " (" + shape_text(layers[i]) + note(i) + ")");
+    shown.push_back(layers[i].name + " " + layers[i].shape_text() + note(i));
   }
   return join(shown) + (which.size() > kNamesShown ? ", ..." : "");
+}
+
+// The same with what decided each.
+std::string decided_text(const std::vector<Layer>& layers, const std::vector<std::size_t>& which,
+                         const Plan& plan) {
+  return layers_text(layers, which,
+                     [&](std::size_t i) { return " (" + plan.choices[i].reason + ")"; });
 }
 
 std::vector<std::size_t> nearest_layers(const PolicyRule& rule, const std::vector<Layer>& layers) {
@@ -86,9 +84,8 @@ std::vector<std::size_t> nearest_layers(const PolicyRule& rule, const std::vecto
                       "\nhint: correct the rule or remove it; names are globs over the whole "
                       "parameter name, * matches dots too");
   }
-  const auto reason = [&](std::size_t i) { return ", " + plan.choices[i].reason; };
   throw PolicyError(which + "decides no layer; those that it matches are " +
-                    layers_text(layers, matched, reason) +
+                    decided_text(layers, matched, plan) +
                     "\nhint: the first rule that matches decides, and what goes dense by itself "
                     "must be matched by name; move the rule up, give it a name, or remove it");
 }
@@ -111,10 +108,9 @@ Plan Plan::make(const Policy& policy, const std::vector<Layer>& layers) {
   if (!any && policy.compresses()) {
     std::vector<std::size_t> all(layers.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
-    const auto reason = [&](std::size_t i) { return ", " + plan.choices[i].reason; };
     throw PolicyError(
-        "the policy compresses none of the " + std::to_string(layers.size()) + " layers: " +
-        (all.empty() ? "the layer table is empty" : layers_text(layers, all, reason)) +
+        "the policy compresses none of the " + std::to_string(layers.size()) +
+        " layers: " + (all.empty() ? "the layer table is empty" : decided_text(layers, all, plan)) +
         "\nhint: lower min_elements, name the layers in a [[rule]], or use the "
         "policy none");
   }

@@ -108,6 +108,15 @@ std::int64_t Layer::elements() const {
   return product;
 }
 
+std::string Layer::shape_text() const {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += i == 0 ? "" : ", ";
+    text += std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
 bool PolicyRule::matches(const Layer& layer) const {
   const std::int64_t elements = layer.elements();
   return (name_glob.empty() || glob_match(name_glob, layer.name)) &&

@@ -31,6 +31,7 @@ struct Layer {
   DType dtype = DType::kF32;
 
   std::int64_t elements() const;
+  std::string shape_text() const;  // "[512, 784]"
 };
 
 struct PolicyRule {

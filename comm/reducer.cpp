@@ -21,17 +21,8 @@ namespace {
 
 constexpr int kStateVersion = 1;
 
-std::string shape_text(const Layer& layer) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < layer.shape.size(); ++i) {
-    text += i == 0 ? "" : ", ";
-    text += std::to_string(layer.shape[i]);
-  }
-  return text + "]";
-}
-
 std::string describe(const Layer& layer) {
-  return "'" + layer.name + "' " + std::string(name(layer.dtype)) + " " + shape_text(layer);
+  return "'" + layer.name + "' " + std::string(name(layer.dtype)) + " " + layer.shape_text();
 }
 
 void check_table(const std::vector<Layer>& layers) {
@@ -286,7 +277,7 @@ class GradientReducer::Impl {
     }
     if (grad.elements != layer.elements() || (grad.data == nullptr && grad.elements > 0)) {
       throw InvalidArgument(where(index) + "expected " + std::to_string(layer.elements()) +
-                            " elements (shape " + shape_text(layer) + "), got " +
+                            " elements (shape " + layer.shape_text() + "), got " +
                             std::to_string(grad.data == nullptr ? 0 : grad.elements) +
                             "\nhint: a tensor keeps its shape between steps; make a new reducer "
                             "for a changed model");

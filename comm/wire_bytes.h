@@ -3,6 +3,7 @@
 // are bytes sent by one rank; acknowledgements are not counted.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace thinwire {
@@ -55,8 +56,7 @@ constexpr std::uint64_t gloo_allreduce_wire_bytes(std::uint64_t bytes, int ranks
     return 0;
   }
   const auto p = static_cast<std::uint64_t>(ranks);
-  const std::uint64_t wanted = ((bytes >> 20U) + p) / p;
-  const std::uint64_t segments = wanted < 2 ? 2 : wanted;
+  const std::uint64_t segments = std::max<std::uint64_t>(2, ((bytes >> 20U) + p) / p);
   return messages_wire_bytes(2 * (p - 1) * segments, (bytes + p * segments - 1) / (p * segments),
                              kGlooFraming);
 }

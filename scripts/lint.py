@@ -95,9 +95,6 @@ def tidy_one(name: str, command: str) -> tuple[str, bool, str]:
     # target, since those of the others are the same lines.
     run += [
         "--extra-arg=-DHWY_COMPILE_ONLY_STATIC",
-        # The analyzer without its deepest paths, which took two thirds of a run.
-        *("--extra-arg=-Xclang", "--extra-arg=-analyzer-config"),
-        *("--extra-arg=-Xclang", "--extra-arg=mode=shallow"),
         "--extra-arg=-Wno-unknown-warning-option",
         "--extra-arg=-Wno-ignored-optimization-argument",
     ]

@@ -4,7 +4,7 @@
     topk     torch.topk on the same tensors
     steps    step times of training jobs over emulated links; --accuracy: what they learn meanwhile
 
-Without a name: all of them, with results as JSON in out/bench; about an hour on two cores.
+Without a name: all of them, with results as JSON in out/bench.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <thread>
 
+#include "comm/reducer.h"
 #include "tests/comm/communicator_contract.h"
+#include "tests/comm/reducer_fixture.h"
 #include "tests/support/mpi_ranks.h"
 
 namespace thinwire::testing {
@@ -86,6 +88,39 @@ TEST(Mpi, AbortEndsAWait) {
   if (comm->rank() == 0) {
     comm->allreduce_sum(view(data))->wait(soon());
     comm->abort();  // as the others: the duplicate is left to MPI_Finalize
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+// A late rank's message is written to the receive buffer of a reducer that is gone by then.
+TEST(Mpi, WhatALateRankSendsFindsMemoryAfterTheReducersEnd) {
+  if (world_size() == 1) {
+    return;  // nobody sends
+  }
+  static const std::vector<Layer> layers = {{"weight", {1000, 50}, DType::kF32}};
+  static Gradients gradients(layers);
+  ReducerOptions options;
+  options.deadline = std::chrono::milliseconds(500);
+  auto comm = make_mpi_communicator(MPI_COMM_WORLD);
+  const int rank = comm->rank();
+  auto reducer = std::make_unique<GradientReducer>(std::move(comm), layers,
+                                                   Policy::parse("topk:0.5"), options);
+  gradients.fill(0, rank);
+  const auto reduce_and_abort = [&] {
+    const auto reduction = reducer->reduce(gradients.bucket({0}, true));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    reducer->abort();
+    if (rank != 0) {
+      EXPECT_THROW(reduction->wait(), TransportError);
+    }
+    reducer.reset();
+  };
+  if (rank != 0) {
+    reduce_and_abort();
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+  if (rank == 0) {  // whether this finds all it waits for is up to MPI
+    reduce_and_abort();
   }
   MPI_Barrier(MPI_COMM_WORLD);
 }

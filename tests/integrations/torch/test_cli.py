@@ -95,6 +95,7 @@ def test_policy_from_the_environment_and_single_process(tmp_path: pathlib.Path) 
         THINWIRE_POLICY="q4", MASTER_PORT=str(free_port()), **alone,
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
+    assert_alike(done.stdout, 1)
     assert "policy q4 (THINWIRE_POLICY)" in done.stderr
     done = thinwire("run", sys.executable, str(path), MASTER_PORT=str(free_port()), **alone)
     assert done.returncode == 7, done.stderr

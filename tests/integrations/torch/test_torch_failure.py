@@ -134,7 +134,7 @@ def stuck(rank: int, size: int) -> None:
     with pytest.raises(thinwire.PeerLost) as lost:
         loss_of(model, batch(rank, 2)).backward()
     assert lost.value.ranks == (1,), lost
-    assert time.monotonic() - began > 1.9  # the deadline was waited for
+    assert 1.9 < time.monotonic() - began < 7.5  # the deadline, not the end of rank 1
     assert isinstance(lost.value, ConnectionError)
     assert reducer.state_dict()["step"] == 2
     sys.stdout.flush()
