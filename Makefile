@@ -15,15 +15,17 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.cache/pycache
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test bench lint fuzz asan tsan clean distclean
+.PHONY: help system setup build release demo test bench lint fuzz asan tsan clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=/path/to/python   use that environment (its torch) instead of .venv; nothing is installed into it"
 
-setup:  ## system packages (root or sudo), .venv with pinned Python packages; quiet when all is there
+system:  ## system packages (root or sudo); quiet when all are there
 	@setup/system.sh
+
+setup: system  ## the same, and .venv with pinned Python packages
 	@setup/python.sh $(if $(PYTHON),--use $(PYTHON))
 
 build: setup  ## C++ libraries, tests and Python extension modules, with assertions
@@ -44,9 +46,10 @@ bench: release  ## the benchmarks: codecs on one core, step times over emulated 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
 	@$(py) scripts/lint.py
 
-fuzz: setup  ## each decoder's fuzzer, FUZZ_SECONDS of one core in all
+fuzz: TW_PYTHON = $(or $(PYTHON),python3)
+fuzz: system  ## each decoder's fuzzer, FUZZ_SECONDS of one core in all; needs no .venv
 	@scripts/build.sh fuzz
-	@$(py) scripts/run_fuzzers.py --seconds $(FUZZ_SECONDS)
+	@$(TW_PYTHON) scripts/run_fuzzers.py --seconds $(FUZZ_SECONDS)
 
 asan: setup  ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/build.sh asan

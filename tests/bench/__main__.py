@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
-    "codecs": [str(ROOT / "build/release/tests/codecs_bench")],
+    "codecs": [str(ROOT / "build/release/bench/codecs_bench")],
     "topk": [sys.executable, str(ROOT / "tests/bench/torch_topk.py")],
     "steps": [sys.executable, str(ROOT / "tests/bench/step_time.py")],
 }
