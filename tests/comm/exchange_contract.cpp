@@ -1,6 +1,7 @@
 #include "tests/comm/exchange_contract.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -213,11 +214,13 @@ std::vector<double> Model::residual(std::size_t layer, MemoryRole role) const {
 void Model::fill(std::uint64_t step) {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const RandomStream stream = random_stream(layers_[l].key_hash, step, comm_.rank());
+    std::array<std::uint32_t, 4> words{};
     for (std::int64_t i = 0; i < layers_[l].elements; ++i) {
-      const auto words = random_block(stream, static_cast<std::uint64_t>(i));
+      if (i % 4 == 0) words = random_block(stream, static_cast<std::uint64_t>(i / 4));
+      const std::uint32_t word = words[static_cast<std::size_t>(i % 4)];
       // Heavy tails, as gradients have: a uniform value times a power of two in [2^-6, 2].
-      const float uniform = static_cast<float>(static_cast<std::int32_t>(words[0])) * 0x1p-31F;
-      set(l, i, std::ldexp(uniform, 1 - static_cast<int>(words[1] % 8)));
+      const float uniform = static_cast<float>(static_cast<std::int32_t>(word)) * 0x1p-31F;
+      set(l, i, std::ldexp(uniform, 1 - static_cast<int>(word % 8)));
     }
   }
 }
@@ -274,13 +277,13 @@ float mean_weight(const Communicator& comm) { return 1.0F / static_cast<float>(c
 
 // The sum over ranks of one vector of doubles a rank, in fp64.
 std::vector<double> sum_over_ranks(Communicator& comm, const std::vector<double>& mine) {
-  const std::vector<std::byte> all = gather_bytes(comm, std::as_bytes(std::span(mine)));
+  const std::vector<std::byte> bytes = gather_bytes(comm, std::as_bytes(std::span(mine)));
+  std::vector<double> all(bytes.size() / sizeof(double));
+  if (!all.empty()) std::memcpy(all.data(), bytes.data(), bytes.size());
   std::vector<double> sum(mine.size());
   for (std::size_t r = 0; r < static_cast<std::size_t>(comm.size()); ++r) {
     for (std::size_t i = 0; i < sum.size(); ++i) {
-      double value = 0;
-      std::memcpy(&value, all.data() + (r * sum.size() + i) * sizeof(double), sizeof(double));
-      sum[i] += value;
+      sum[i] += all[r * sum.size() + i];
     }
   }
   return sum;
@@ -297,11 +300,11 @@ Pending pending(const Model& model, std::size_t layer, double weight, bool with_
   const std::vector<double> gradient = model.values(layer);
   const std::vector<double> worker = model.residual(layer, MemoryRole::kWorker);
   const std::vector<double> owner = model.residual(layer, MemoryRole::kOwner);
-  Pending p;
+  Pending p{std::vector<double>(gradient.size()), std::vector<double>(gradient.size())};
   for (std::size_t i = 0; i < gradient.size(); ++i) {
     const double g = with_gradient ? gradient[i] : 0.0;
-    p.value.push_back(weight * (g + worker[i]) + owner[i]);
-    p.magnitude.push_back(weight * (std::abs(g) + std::abs(worker[i])) + std::abs(owner[i]));
+    p.value[i] = weight * (g + worker[i]) + owner[i];
+    p.magnitude[i] = weight * (std::abs(g) + std::abs(worker[i])) + std::abs(owner[i]);
   }
   return p;
 }
