@@ -47,6 +47,10 @@ case ${1:-} in
 esac
 
 mkdir -p .cache/setup
+if command -v flock >/dev/null; then  # one set-up at a time
+  exec 9>.cache/setup/python.lock
+  flock 9
+fi
 python=.venv/bin/python
 packages=$(cat setup/requirements.txt setup/constraints.txt | sha256sum | cut -c1-32)
 package=$({ cat pyproject.toml; pwd; } | sha256sum | cut -c1-32)
@@ -78,7 +82,8 @@ fi
 
 if [[ ! -e $package_stamp ]]; then
   # The extension modules come from the one CMake build tree (make build), so none is built here.
-  pip_install --no-deps --no-build-isolation -Cwheel.cmake=false -Ceditable.mode=inplace -e .
+  pip_install --no-deps --no-build-isolation --config-settings=wheel.cmake=false \
+    --config-settings=editable.mode=inplace -e .
   rm -f .venv/.editable-*
   touch "$package_stamp"
 fi
