@@ -31,7 +31,7 @@ setup: system  ## the same, and .venv with pinned Python packages
 build: setup  ## C++ libraries, tests and Python extension modules, with assertions
 	@scripts/build.sh dev
 
-release: setup  ## the same, optimised and without assertions
+release: setup  ## libraries, benchmarks and Python extension modules, without assertions
 	@scripts/build.sh release
 
 demo: release  ## trains two real models on four emulated hosts; QUICK=1: one model, one link, 90 s

@@ -96,7 +96,6 @@ BucketLayout make_bucket_layout(const LayoutContext& context,
     group.exchange = make(exchange_layers(context, indices, members, step));
     group.grads.resize(members.size());
     group.members = std::move(members);
-    layout.buffer_bytes += group.exchange->buffer_bytes();
   };
   const auto dense = [&](std::vector<ExchangeLayer> layers) {
     return make_dense_exchange(context.comm, std::move(layers));

@@ -27,7 +27,6 @@ struct BucketGroup {
 struct BucketLayout {
   // In the order in which every rank starts them: the largest share of the wire first.
   std::vector<BucketGroup> groups;
-  std::size_t buffer_bytes = 0;
   std::uint64_t last_step = 0;
 };
 

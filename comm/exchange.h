@@ -1,7 +1,8 @@
 // Exchange: one group of a bucket's layers on its way through one collective. A small state
 // machine so that the reducer can overlap the encode of one bucket with the wire time of another
-// and still issue transfers in the same order on every rank. Buffers are allocated at
-// construction; start, next and finish allocate only the Transfer. One thread at a time.
+// and still issue transfers in the same order on every rank. Buffers are allocated at construction
+// or in the first start(); later start, next and finish allocate only the Transfer. One thread at a
+// time.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
 
-  // Number of transfers from start() to the result, the same on all ranks: 1 for dense and sparse,
-  // 2 for requantising, rounds() for linear.
+  // Number of transfers from start() to the result, the same on all ranks: 1 for sparse, 1 for
+  // dense (2 where fp64 and other layers are mixed), 2 for requantising, rounds() for linear.
   virtual int transfers() const = 0;
 
   // Encodes and starts the first transfer. grads[i] belongs to layer i; `weight` multiplies each

@@ -49,8 +49,7 @@ class MemoryTable final : public MemoryStore {
     MemoryRole role = MemoryRole::kWorker;
     std::int64_t begin = 0;
     std::int64_t end = 0;
-    // clang-tidy 14 takes a defaulted comparison for a literal 0.
-    auto operator<=>(const Slot&) const = default;  // NOLINT(modernize-use-nullptr)
+    auto operator<=>(const Slot&) const = default;
   };
   struct LayerInfo {
     std::int64_t elements = 0;

@@ -68,4 +68,16 @@ PeerLost peer_lost(const LossReport& report) {
   return PeerLost(text, report.absent, report.step);
 }
 
+PeerLost lost_peer(Communicator& comm, LossReport report, std::chrono::milliseconds grace) {
+  if (comm.traits().survives_failure) {
+    comm.abort();
+  }
+  try {
+    report.absent = comm.roll_call(grace);
+  } catch (const std::exception&) {
+    report.absent.clear();
+  }
+  return peer_lost(report);
+}
+
 }  // namespace thinwire

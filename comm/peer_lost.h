@@ -1,4 +1,4 @@
-// The words of a PeerLost. Pure functions, thread-safe.
+// What is said when a peer is lost.
 #pragma once
 
 #include <chrono>
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "compressors/core/error.h"
 
 namespace thinwire {
@@ -22,5 +23,9 @@ struct LossReport {
 };
 
 PeerLost peer_lost(const LossReport& report);
+
+// After a transport's failure: where the transport survives it, aborts; then fills in report.absent
+// by the roll call, and leaves it empty where that fails, too.
+PeerLost lost_peer(Communicator& comm, LossReport report, std::chrono::milliseconds grace);
 
 }  // namespace thinwire

@@ -93,16 +93,15 @@ class GradientReducer::Impl {
     check_bucket(bucket);
     auto reduction = std::make_shared<PendingReduction>();
     const bool last = bucket.last;
+    std::vector<std::size_t> indices;
+    for (const BucketLayer& entry : bucket.layers) {
+      indices.push_back(entry.layer);
+    }
     if (thread_) {
-      std::vector<std::size_t> indices;
-      for (const BucketLayer& entry : bucket.layers) {
-        indices.push_back(entry.layer);
-      }
       thread_->submit({.bucket = std::move(bucket),
                        .abandon = false,
                        .reduction = reduction,
                        .done = std::move(done)});
-      mark_seen(indices);
     } else {
       for (const BucketLayer& entry : bucket.layers) {
         if (entry.source.data != nullptr) {
@@ -114,6 +113,7 @@ class GradientReducer::Impl {
         done(nullptr);
       }
     }
+    mark_seen(indices);
     if (last) {
       close_step();
     } else {
@@ -247,13 +247,8 @@ class GradientReducer::Impl {
                         .waited = Clock::now() - began,
                         .deadline = options_.deadline,
                         .cause = "in the handshake: " + std::string(error.what())};
-      const bool survives = comm.traits().survives_failure;
-      if (survives) {
-        comm.abort();
-      }
-      report.absent = comm.roll_call(options_.roll_call_grace);
-      const PeerLost lost = peer_lost(report);
-      if (!survives) {
+      const PeerLost lost = lost_peer(comm, std::move(report), options_.roll_call_grace);
+      if (!comm.traits().survives_failure) {
         if (options_.report) {
           options_.report(lost.what());
         }

@@ -30,9 +30,11 @@ struct ReducerOptions {
   // fp32 bytes * (P - 1) stay under this: about the wire time of one collective's latency.
   std::size_t ride_along_bytes = 65'536;
   // Where the transport cannot survive a lost peer (MPI): `report` gets the message of the
-  // PeerLost, then `end_program` is called and should not return (MPI_Abort). Both on a thread of
-  // the reducer's, also when the transport hangs in a call. Without them PeerLost is thrown as
-  // elsewhere, unless the transport hangs.
+  // PeerLost, or of what else ends this rank's part; then `end_program` is called and should not
+  // return (MPI_Abort). In the handshake both are called on the constructor's thread, later on a
+  // thread of the reducer's, also when the transport hangs in a call. Without them PeerLost is
+  // thrown as elsewhere, unless the transport hangs; late messages may then still be written to
+  // the step's gradients, which must live until the program ends.
   std::function<void(const std::string&)> report;
   std::function<void()> end_program;
 };
@@ -125,7 +127,8 @@ class GradientReducer {
   // no step is open.
   void abandon_step();
 
-  // The last finished step was rolled back (NaN/Inf somewhere); the same on every rank.
+  // The last finished step was rolled back (NaN/Inf somewhere, or abandoned); the same on every
+  // rank.
   bool last_step_skipped() const;
   // New gradients come multiplied by `scale`: residuals are rescaled to match. Between steps only.
   void set_loss_scale(double scale);

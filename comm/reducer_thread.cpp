@@ -438,7 +438,9 @@ void ReducerThread::drop_stale_layouts() {
 void ReducerThread::publish(bool skipped) {
   std::size_t buffer_bytes = 0;
   for (const auto& [key, layout] : layouts_) {
-    buffer_bytes += layout.buffer_bytes;
+    for (const BucketGroup& group : layout.groups) {
+      buffer_bytes += group.exchange->buffer_bytes();
+    }
   }
   const std::uint64_t sent = comm_->sent_bytes() - sent_before_;
   const std::lock_guard lock(mutex_);
@@ -521,17 +523,8 @@ std::exception_ptr ReducerThread::lose_peer(const TransportError& error) {
       report.blocked.push_back(layers_[entry.layer].name);
     }
   }
-  const bool survives = comm_->traits().survives_failure;
-  if (survives) {
-    comm_->abort();
-  }
-  try {
-    report.absent = comm_->roll_call(options_.roll_call_grace);
-  } catch (const std::exception&) {
-    report.absent.clear();  // unknown
-  }
-  const PeerLost lost = peer_lost(report);
-  if (!survives) {
+  const PeerLost lost = lost_peer(*comm_, std::move(report), options_.roll_call_grace);
+  if (!comm_->traits().survives_failure) {
     if (options_.report) {
       options_.report(lost.what());
     }

@@ -10,8 +10,14 @@ wish=${TW_PYTHON:-.venv/bin/python}
 python=$(command -v "$wish") || { echo "build: no such interpreter: $wish (make setup)" >&2; exit 1; }
 [[ $python == /* ]] || python=$PWD/$python
 
+mkdir -p "$folder"
+if command -v flock >/dev/null; then  # one build of a tree at a time
+  exec 9>"$folder/.lock"
+  flock 9
+fi
+
 # Of an existing tree CMake knows itself what changed in its files; what changes outside them stands
-# in this text: our arguments and the versions of the Python packages that are built against.
+# in this text: our arguments, the presets, the versions of the Python packages built against.
 arguments=(--preset "$preset" "-DPython_EXECUTABLE=$python"
   "-DCMAKE_COMPILE_WARNING_AS_ERROR=${CI:+ON}")
 versions=$("$python" - <<'PY'
@@ -23,8 +29,7 @@ for name in ("torch", "nanobind"):
         print(name, "-")
 PY
 )
-wanted="${arguments[*]} $versions"
-mkdir -p "$folder"
+wanted="${arguments[*]} $versions $(sha256sum <CMakePresets.json)"
 if [[ ! -e $folder/build.ninja || $(cat "$folder/.configured" 2>/dev/null) != "$wanted" ]]; then
   rm -f "$folder/.configured"
   log=$folder/configure.log

@@ -1,13 +1,15 @@
 """make lint: clang-format, clang-tidy, ruff format, ruff check, mypy over the files git knows.
 
 clang-tidy is slow, so a file is skipped when nothing it depends on has changed since it passed:
-the key is the hash of the source, of every header of ours, of .clang-tidy, of this file and of its
-compile command. Every tool is run even when an earlier one complains; the exit status tells.
+the key is the hash of the source, of every header of ours, of .clang-tidy, of this file, of
+clang-tidy's version and of its compile command. Every tool is run even when an earlier one
+complains; the exit status tells.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -54,7 +56,11 @@ def tidy_commands() -> dict[str, str]:
     commands = {}
     for entry in entries:
         name = os.path.relpath(entry["file"], ROOT)
-        if name in ours and not name.startswith("tests/") and "torch/csrc" not in entry["command"]:
+        if (
+            name in ours
+            and not name.startswith("tests/")
+            and "torch/include" not in entry["command"]
+        ):
             commands[name] = entry["command"]
     return commands
 
@@ -78,8 +84,14 @@ def included(command: str, folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in paths if p.is_relative_to(ROOT))
 
 
+@functools.cache
+def tidy_version() -> bytes:
+    return subprocess.run([str(TIDY), "--version"], capture_output=True, check=True).stdout
+
+
 def tidy_key(command: str) -> str:
     key = hashlib.sha256(command.encode())
+    key.update(tidy_version())
     for path in (ROOT / ".clang-tidy", pathlib.Path(__file__), *included(command, BUILD)):
         key.update(path.read_bytes())
     return key.hexdigest()
@@ -112,7 +124,9 @@ def clang_tidy() -> bool:
         return False
     CACHE.mkdir(parents=True, exist_ok=True)
     good = True
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(
+        int(os.environ.get("JOBS", os.cpu_count() or 1))
+    ) as pool:
         jobs = [pool.submit(tidy_one, *item) for item in tidy_commands().items()]
         for job in concurrent.futures.as_completed(jobs):
             name, passed, text = job.result()

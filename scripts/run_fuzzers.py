@@ -52,7 +52,9 @@ def main() -> int:
         print(f"fuzz: no fuzzers in {folder}", file=sys.stderr)
         return 1
     seconds = max(1, options.seconds // len(programs))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(
+        int(os.environ.get("JOBS", os.cpu_count() or 1))
+    ) as pool:
         passed = sum(pool.map(lambda program: fuzz(program, seconds), programs))
     print(f"fuzz    {passed} passed, {len(programs) - passed} failed")
     return 0 if passed == len(programs) else 1

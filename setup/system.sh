@@ -9,6 +9,10 @@ cd "$(dirname "$0")/.."
 list=setup/apt.txt
 log=.cache/setup/apt.log
 mkdir -p .cache/setup
+if command -v flock >/dev/null; then  # one set-up at a time
+  exec 9>.cache/setup/system.lock
+  flock 9
+fi
 
 # The headers of the list that the compiler finds, one a line.
 headers_found() {
@@ -78,7 +82,7 @@ echo "setup: installing ${#missing[@]} system packages (log: $log)" >&2
 if ! {
   "${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get update -q &&
     "${as_root[@]}" DEBIAN_FRONTEND=noninteractive \
-      apt-get install -q -y --no-install-recommends "${missing[@]}"
+      apt-get install -q -y -o DPkg::Lock::Timeout=600 --no-install-recommends "${missing[@]}"
 } >"$log" 2>&1; then
   tail -n 15 "$log" >&2
   give_up "apt-get failed"

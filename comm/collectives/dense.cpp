@@ -141,16 +141,18 @@ class DenseExchange final : public Exchange {
     for (const std::size_t i : group.members) {
       const TensorView part = group.in_flight.slice(at, at + means_[i].elements);
       at += means_[i].elements;
-      const bool nonfinite = scale(part, weight_);
+      bool nonfinite = scale(part, weight_);
+      if (!nonfinite && !group.in_place && part.elements > 0) {
+        if (group.dtype == DType::kF64) {
+          std::memcpy(means_[i].data, part.data, part.bytes());
+        } else {
+          store_f32(floats(part), means_[i]);
+          nonfinite = overflowed(means_[i]);
+        }
+      }
       flags_[i] = nonfinite ? 1 : 0;
       if (nonfinite) {
         fill_nan(means_[i]);
-      } else if (group.in_place || part.elements == 0) {
-        continue;
-      } else if (group.dtype == DType::kF64) {
-        std::memcpy(means_[i].data, part.data, part.bytes());
-      } else {
-        store_f32(floats(part), means_[i]);
       }
     }
   }

@@ -130,6 +130,8 @@ bool has_nonfinite(TensorView data) {
   refuse(data.dtype);
 }
 
+bool overflowed(TensorView stored) { return stored.dtype == DType::kF16 && has_nonfinite(stored); }
+
 bool sum_scaled(const std::byte* first, std::size_t stride_bytes, int count, float factor,
                 std::span<float> out) {
   constexpr std::size_t kBlock = 2048;  // the sums of a block stay in the L1 cache

@@ -21,6 +21,9 @@ void store_f32(std::span<const float> in, TensorView out);
 bool scale(TensorView data, float factor);
 // Whether any of data (any floating dtype) is NaN or Inf.
 bool has_nonfinite(TensorView data);
+// Whether a finite sum, stored as fp16, has become Inf: flagged as any other Inf. False for the
+// wider dtypes.
+bool overflowed(TensorView stored);
 
 // out[i] = factor * raw_0[i] + factor * raw_1[i] + ..., added in that order, every product rounded;
 // raw_r begins at first + r * stride_bytes. Returns whether any sum is NaN or Inf.

@@ -81,10 +81,12 @@ class LinearExchange final : public Exchange {
     const float mean = 1.0F / static_cast<float>(comm_.size());
     const float factor = weight_ == mean ? 1.0F : weight_ * static_cast<float>(comm_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (flags_[i] != 0) {
-        fill_nan(grads_[i]);
-      } else if (factor != 1.0F) {
+      if (flags_[i] == 0 && factor != 1.0F) {
         multiply(grads_[i], factor);
+      }
+      if (flags_[i] != 0 || overflowed(grads_[i])) {
+        flags_[i] = 1;
+        fill_nan(grads_[i]);
       }
     }
     return flags_;

@@ -236,7 +236,7 @@ class RequantisingExchange final : public Exchange {
         layers_[i].payload->decode(ctx, body(range), grads_[i].mean.slice(range.begin, range.end));
       });
     }
-    return false;
+    return overflowed(grads_[i].mean);
   }
 
   Communicator& comm_;

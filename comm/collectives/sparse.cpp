@@ -148,10 +148,11 @@ class SparseExchange final : public Exchange {
     const std::span<float> sum = sum_target(i);
     const bool nonfinite = sum_scaled(gathered_.bytes().data() + slots_[i].offset, message_bytes_,
                                       comm_.size(), weight_, sum);
-    if (!sums_in_place(i) && !nonfinite) {
-      store_f32(sum, grads_[i].mean);
+    if (sums_in_place(i) || nonfinite) {
+      return nonfinite;
     }
-    return nonfinite;
+    store_f32(sum, grads_[i].mean);
+    return overflowed(grads_[i].mean);
   }
 
   bool sum_bodies(std::size_t i) {
@@ -165,10 +166,11 @@ class SparseExchange final : public Exchange {
     const Context ctx =
         codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
     layers_[i].payload->sum(ctx, bodies_, weight_, sum);
-    if (!sums_in_place(i)) {
-      store_f32(sum, grads_[i].mean);
+    if (sums_in_place(i)) {
+      return false;
     }
-    return false;
+    store_f32(sum, grads_[i].mean);
+    return overflowed(grads_[i].mean);
   }
 
   std::span<const std::byte> body(std::size_t i, int sender) const {

@@ -26,7 +26,13 @@ from examples.demo.records import (
 
 # Okabe-Ito: told apart with every common colour blindness; warm for thinwire, cool and grey for
 # the others.
-_FIXED = {"bound": "#999999", "none": "#222222", "fp16": "#56b4e9", "powersgd": "#0072b2"}
+_FIXED = {
+    "bound": "#999999",
+    "ddp": "#bbbbbb",
+    "none": "#222222",
+    "fp16": "#56b4e9",
+    "powersgd": "#0072b2",
+}
 _OURS = ["#d55e00", "#e69f00", "#cc79a7", "#009e73", "#f0e442"]
 _STYLE: Any = {
     "font.size": 11,

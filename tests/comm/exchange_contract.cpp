@@ -450,6 +450,26 @@ TEST_P(ExchangeContract, NonfiniteGradientsAreFlaggedOnAllRanks) {
   });
 }
 
+// Finite gradients whose sum fp16 cannot hold.
+TEST_P(ExchangeContract, SumsBeyondTheDtypeAreFlaggedOnAllRanks) {
+  const ExchangeCase& c = GetParam();
+  c.ranks.run([&](Communicator& comm) {
+    Model model(comm, c, {300, 7}, DType::kF16);
+    model.fill(0);
+    for (std::int64_t i = 0; i < 300; ++i) {
+      model.set(0, i, 60000.0F);
+    }
+    const std::vector<std::uint8_t> flags = model.reduce(0, 1.0F);
+    // The codec fp16 sends its largest value, and the owner keeps the rest.
+    const bool beyond = comm.size() > 1 && c.spec != "fp16";
+    EXPECT_EQ(flags, (std::vector<std::uint8_t>{beyond ? std::uint8_t{1} : std::uint8_t{0}, 0}));
+    const std::vector<double> values = model.values(0);
+    EXPECT_EQ(std::all_of(values.begin(), values.end(), [](double x) { return std::isnan(x); }),
+              beyond);
+    EXPECT_TRUE(same_on_all_ranks(comm, model.bytes()));
+  });
+}
+
 // An unused parameter: nothing is sent for it, its residual stays, and what others hold comes out.
 TEST_P(ExchangeContract, ZeroGradientsKeepTheirResidual) {
   const ExchangeCase& c = GetParam();

@@ -99,12 +99,10 @@ TEST(Mpi, WhatALateRankSendsFindsMemoryAfterTheReducersEnd) {
   }
   static const std::vector<Layer> layers = {{"weight", {1000, 50}, DType::kF32}};
   static Gradients gradients(layers);
-  ReducerOptions options;
-  options.deadline = std::chrono::milliseconds(500);
   auto comm = make_mpi_communicator(MPI_COMM_WORLD);
   const int rank = comm->rank();
-  auto reducer = std::make_unique<GradientReducer>(std::move(comm), layers,
-                                                   Policy::parse("topk:0.5"), options);
+  auto reducer =
+      std::make_unique<GradientReducer>(std::move(comm), layers, Policy::parse("topk:0.5"));
   gradients.fill(0, rank);
   const auto reduce_and_abort = [&] {
     const auto reduction = reducer->reduce(gradients.bucket({0}, true));

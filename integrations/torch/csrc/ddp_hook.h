@@ -36,7 +36,7 @@ class DdpHook final : public c10d::CommHookInterface {
   std::vector<at::Tensor> parameters_;  // keeps the identities valid
 };
 
-// Element type of a gradient; InvalidArgument with the layer's name for what cannot be compressed.
+// Element type of a gradient; kOther for what is none of ours.
 DType dtype_of(const at::Tensor& tensor);
 
 }  // namespace thinwire

@@ -3,6 +3,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -93,15 +94,26 @@ FrameHeader read_frame(std::span<const std::byte> frame, std::int64_t max_elemen
   header.shape.resize(dimensions);
   std::memcpy(header.shape.data(), frame.data() + kFixedBytes, dimensions * sizeof(std::int64_t));
   header.spec.assign(reinterpret_cast<const char*>(frame.data()) + size - spec_bytes, spec_bytes);
+  if (std::any_of(header.spec.begin(), header.spec.end(),
+                  [](char c) { return static_cast<unsigned char>(c) > 0x7F; })) {
+    corrupt("its codec is not named in ASCII");
+  }
+  // An extent of 0 hides no impossible one beside it: the arrays' libraries multiply all others.
+  bool empty = false;
   header.elements = 1;
   for (const std::int64_t extent : header.shape) {
-    if (extent < 0 || __builtin_mul_overflow(header.elements, extent, &header.elements)) {
+    empty = empty || extent == 0;
+    if (extent < 0 || __builtin_mul_overflow(header.elements, std::max<std::int64_t>(extent, 1),
+                                             &header.elements)) {
       corrupt("impossible shape");
     }
   }
   if (header.elements > max_elements) {
     corrupt(std::to_string(header.elements) +
             " elements are more than max_elements=" + std::to_string(max_elements));
+  }
+  if (empty) {
+    header.elements = 0;
   }
   header.message_begin = size;
   return header;

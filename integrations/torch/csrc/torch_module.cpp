@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <optional>
 
 #include "comm/reducer.h"
 #include "compressors/core/error.h"
@@ -37,8 +38,16 @@ std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> 
   ReducerOptions options;
   options.deadline = milliseconds(deadline_seconds);
   options.roll_call_grace = milliseconds(grace_seconds);
-  return std::make_shared<GradientReducer>(std::move(comm), std::move(layers),
-                                           Policy::parse(policy), options);
+  // Its end waits for its thread, which may need the GIL to let go of a gradient.
+  const auto end = [](GradientReducer* reducer) {
+    std::optional<py::gil_scoped_release> no_gil;
+    if (PyGILState_Check() != 0) {
+      no_gil.emplace();
+    }
+    delete reducer;
+  };
+  return {new GradientReducer(std::move(comm), std::move(layers), Policy::parse(policy), options),
+          end};
 }
 
 py::dict stats(const GradientReducer& reducer) {

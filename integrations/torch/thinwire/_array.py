@@ -50,7 +50,8 @@ class Codec:
         x: contiguous numpy array or CPU torch tensor of any shape, float32, float16, bfloat16
         (torch, or numpy with ml_dtypes) or, where the family takes it, float64; unchanged.
         residual: optional contiguous float32 array of as many elements. What is encoded is then
-        ``x + residual``, and ``residual`` becomes what the bytes do not hold.
+        ``x + residual``, and ``residual`` becomes what the bytes do not hold; ``none``, which
+        holds all of ``x``, leaves it alone.
         Raises InvalidArgument for other dtypes, devices or layouts.
         """
         data, shape, dtype, kind = _describe(x, "x")
@@ -77,8 +78,8 @@ class Codec:
     ) -> Array:
         """Return a new array of the encoded one's shape, dtype and kind (numpy or torch).
 
-        Accepts any bytes: CorruptPayload when they are no frame of this codec or claim more than
-        ``max_elements``, which bounds the memory.
+        Accepts any bytes: CorruptPayload when they are no sound frame or claim more than
+        ``max_elements``, which bounds the memory; InvalidArgument for a frame of another codec.
         """
         data = bytes(data)
         dtype, kind, shape, spec, begin, elements = self._parse_frame(data, max_elements)
@@ -137,6 +138,11 @@ def _describe(array: Any, name: str) -> tuple[int, list[int], int, int]:
         raise InvalidArgument(
             f"{name}: expected a contiguous array, got strides {_strides(array)}\n"
             "hint: numpy.ascontiguousarray(x) or x.contiguous()"
+        )
+    if address % array.itemsize != 0:
+        raise InvalidArgument(
+            f"{name}: expected memory aligned to its values of {array.itemsize} bytes, got address "
+            f"{address:#x}\nhint: pass {name}.{'copy' if kind == _NUMPY else 'clone'}()"
         )
     return address, list(array.shape), _DTYPE_CODES[dtype], kind
 

@@ -8,12 +8,12 @@ calls ``autoload`` at the end of its import. Imports nothing heavy.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib.abc
 import importlib.util
 import json
 import sys
+import weakref
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -91,7 +91,8 @@ def _compress(model: Any) -> None:
     path = _environment.stats_file()
     if path is not None:
         rank = model.process_group.rank()
-        atexit.register(_write_stats, path, rank, reducer)
+        # When the model ends, or else the program.
+        weakref.finalize(model, _write_stats, path, rank, reducer)
 
 
 def _write_stats(path: str, rank: int, reducer: Any) -> None:

@@ -106,6 +106,7 @@ class TestRefusals:
             (torch.zeros(4, dtype=torch.int64), "int64"),
             (torch.zeros(4, 6).T, "contiguous"),
             (torch.zeros(4, device="meta"), "meta"),
+            (np.frombuffer(bytes(21), np.float32, offset=5), "aligned"),
         ):
             with pytest.raises(thinwire.InvalidArgument, match=message):
                 codec.encode(bad)

@@ -36,6 +36,10 @@ def make_private_group(group: dist.ProcessGroup, deadline_seconds: float) -> Gro
     """Make the private group. Collective over ``group``; PeerLost names ranks that did not come."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     users_backend = _cpu_backend(group)
+    if users_backend.name() == "mpi":  # its groups have no store, and none can be made by a part
+        raise NotAvailable(
+            "PyTorch's MPI backend is not supported\nhint: init_process_group('gloo')"
+        )
     store_host = _store_host(group)
     store = c10d._get_process_group_store(group)
     timeout = timedelta(seconds=deadline_seconds + _SLACK_SECONDS)
@@ -72,7 +76,7 @@ def _cpu_backend(group: dist.ProcessGroup) -> Any:
 
 
 def _delegate(group: dist.ProcessGroup, name: str, timeout: timedelta) -> Any:
-    """A group of another backend than Gloo (MPI, UCC, a plug-in), for CPU tensors."""
+    """A group of another backend than Gloo (UCC, a plug-in), for CPU tensors."""
     ranks = dist.get_process_group_ranks(group)
     private = dist.new_group(
         ranks, timeout=timeout, backend=name, use_local_synchronization=len(ranks) > 1

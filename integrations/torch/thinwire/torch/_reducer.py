@@ -42,7 +42,7 @@ class Reducer:
 
     @property
     def last_step_skipped(self) -> bool:
-        """The last step was rolled back because of NaN or Inf somewhere; the same on every rank."""
+        """The last step was rolled back: NaN or Inf somewhere, or abandoned. Same on every rank."""
         return self._native.last_step_skipped()
 
     def set_loss_scale(self, scale: float) -> None:
