@@ -126,7 +126,7 @@ def clang_tidy() -> bool:
     CACHE.mkdir(parents=True, exist_ok=True)
     good = True
     with concurrent.futures.ThreadPoolExecutor(
-        int(os.environ.get("JOBS", os.cpu_count() or 1))
+        int(os.environ.get("JOBS") or os.cpu_count() or 1)
     ) as pool:
         jobs = [pool.submit(tidy_one, *item) for item in tidy_commands().items()]
         for job in concurrent.futures.as_completed(jobs):

@@ -53,7 +53,7 @@ def main() -> int:
         return 1
     seconds = max(1, options.seconds // len(programs))
     with concurrent.futures.ThreadPoolExecutor(
-        int(os.environ.get("JOBS", os.cpu_count() or 1))
+        int(os.environ.get("JOBS") or os.cpu_count() or 1)
     ) as pool:
         passed = sum(pool.map(lambda program: fuzz(program, seconds), programs))
     print(f"fuzz    {passed} passed, {len(programs) - passed} failed")

@@ -99,21 +99,17 @@ FrameHeader read_frame(std::span<const std::byte> frame, std::int64_t max_elemen
     corrupt("its codec is not named in ASCII");
   }
   // An extent of 0 hides no impossible one beside it: the arrays' libraries multiply all others.
-  bool empty = false;
+  auto bytes = static_cast<std::int64_t>(size_bytes(header.dtype));
   header.elements = 1;
   for (const std::int64_t extent : header.shape) {
-    empty = empty || extent == 0;
-    if (extent < 0 || __builtin_mul_overflow(header.elements, std::max<std::int64_t>(extent, 1),
-                                             &header.elements)) {
+    if (extent < 0 || __builtin_mul_overflow(bytes, std::max<std::int64_t>(extent, 1), &bytes)) {
       corrupt("impossible shape");
     }
+    header.elements *= extent;
   }
   if (header.elements > max_elements) {
     corrupt(std::to_string(header.elements) +
             " elements are more than max_elements=" + std::to_string(max_elements));
-  }
-  if (empty) {
-    header.elements = 0;
   }
   header.message_begin = size;
   return header;

@@ -133,6 +133,11 @@ class TestRefusals:
         with pytest.raises(thinwire.InvalidArgument, match=r"'q4'.*'q8'"):
             thinwire.codec("q4").decode(data)
 
+    def test_empty_arrays_keep_their_shape(self) -> None:
+        codec = thinwire.codec("q8")
+        x = np.zeros((0, 2**40), np.float32)
+        assert codec.decode(codec.encode(x)).shape == x.shape
+
     def test_claims_of_size_are_bounded(self) -> None:
         data = thinwire.codec("topk:0.1").encode(np.zeros(1000, np.float32))
         with pytest.raises(thinwire.CorruptPayload, match="max_elements"):
