@@ -94,7 +94,6 @@ BucketLayout make_bucket_layout(const LayoutContext& context,
     }
     BucketGroup& group = layout.groups.emplace_back();
     group.exchange = make(exchange_layers(context, indices, members, step));
-    group.grads.resize(members.size());
     group.members = std::move(members);
   };
   const auto dense = [&](std::vector<ExchangeLayer> layers) {

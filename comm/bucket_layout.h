@@ -19,7 +19,6 @@ struct BucketGroup {
   std::vector<std::size_t> members;  // positions in the bucket, ascending
 
   // Of the bucket on its way.
-  std::vector<Gradient> grads;
   std::unique_ptr<Transfer> transfer;
   int issued = 0;  // transfers started
 };

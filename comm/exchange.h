@@ -45,6 +45,9 @@ class MemoryStore {
 struct Gradient {
   TensorView source;
   TensorView mean;
+  // Owns the source's memory, where nobody else needs it any more: start() may overwrite it and
+  // keep it as the residual.
+  std::shared_ptr<void> owner = {};
 };
 
 class Exchange {

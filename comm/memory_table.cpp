@@ -63,30 +63,32 @@ Memory& MemoryTable::at(const Slot& slot) {
   std::unique_ptr<Memory>& memory = memories_[slot];
   if (!memory) {
     memory = std::make_unique<Memory>(slot.end - slot.begin, info_[slot.layer].options);
-    bytes_ += memory->bytes();
   }
   return *memory;
 }
 
 void MemoryTable::commit() {
   for (auto& [slot, memory] : memories_) {
-    if (memory->written()) {
-      memory->commit();
-    }
+    memory->commit();
   }
 }
 
 void MemoryTable::rollback() {
   for (auto& [slot, memory] : memories_) {
-    if (!memory->written()) {
-      continue;
-    }
     if (info_[slot.layer].options.transactional) {
       memory->rollback();
     } else {
       memory->commit();
     }
   }
+}
+
+std::size_t MemoryTable::bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [slot, memory] : memories_) {
+    bytes += memory->bytes();
+  }
+  return bytes;
 }
 
 void MemoryTable::scale(float factor) {

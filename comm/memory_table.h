@@ -34,8 +34,8 @@ class MemoryTable final : public MemoryStore {
   void rollback();
   void scale(float factor);
 
-  // Bytes held, all generations.
-  std::size_t bytes() const { return bytes_; }
+  // Bytes held now, all generations.
+  std::size_t bytes() const;
 
   // One entry a memory, in the order of their keys.
   std::vector<StateEntry> save() const;
@@ -65,7 +65,6 @@ class MemoryTable final : public MemoryStore {
   std::unordered_map<std::string_view, std::size_t> index_;
   std::vector<LayerInfo> info_;
   std::map<Slot, std::unique_ptr<Memory>> memories_;
-  std::size_t bytes_ = 0;
 };
 
 }  // namespace thinwire

@@ -43,6 +43,10 @@ struct BucketLayer {
   std::size_t layer = 0;   // index in the layer table
   TensorView grad;         // gets the result; contiguous, the table's dtype and element count
   TensorView source = {};  // where the gradient is read, the same dtype and count; no data: `grad`
+  // Owns the source's memory, which nobody else may need any more: it is overwritten, and kept as
+  // the layer's residual, or let go of as soon as it has been read. None: the source is borrowed
+  // as `grad` is, and only read.
+  std::shared_ptr<void> owner = {};
 };
 
 struct Bucket {
@@ -50,8 +54,6 @@ struct Bucket {
   // The step's last bucket: when it is done the step's memory commits, or rolls back when any rank
   // had NaN/Inf in any layer.
   bool last = true;
-  // Owns the sources; let go of as soon as they have been read.
-  std::shared_ptr<const void> sources = {};
 };
 
 struct LayerStats {

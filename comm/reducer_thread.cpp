@@ -248,16 +248,18 @@ void ReducerThread::begin(ReductionJob job) {
       options_.op == ReduceOp::kMean ? 1.0F / static_cast<float>(comm_->size()) : 1.0F;
   std::int64_t elements = 0;
   for (BucketGroup& group : bucket.layout->groups) {
-    for (std::size_t i = 0; i < group.members.size(); ++i) {
-      const BucketLayer& entry = bucket.job.bucket.layers[group.members[i]];
-      group.grads[i] = {entry.source.data == nullptr ? entry.grad : entry.source, entry.grad};
+    std::vector<Gradient> grads;
+    for (const std::size_t member : group.members) {
+      BucketLayer& entry = bucket.job.bucket.layers[member];
+      grads.push_back({.source = entry.source.data == nullptr ? entry.grad : entry.source,
+                       .mean = entry.grad,
+                       .owner = std::move(entry.owner)});
       elements += entry.grad.elements;
     }
     group.issued = 0;
-    group.transfer = group.exchange->start(step_, weight, group.grads);
+    group.transfer = group.exchange->start(step_, weight, grads);
     group.issued = 1;
   }
-  bucket.job.bucket.sources.reset();
   dense_wire_bytes_ += ring_allreduce_wire_bytes(
       static_cast<std::uint64_t>(elements) * sizeof(float), comm_->size());
 }

@@ -117,7 +117,7 @@ std::string summarise(const std::vector<Layer>& layers, const Policy& policy, co
     text += describe(reason == "default" ? "uncompressed" : reason, tally);
   }
   const MemoryForecast memory = forecast_memory(layers, plan, world_size);
-  return text + "\n  memory to be taken: " + readable_bytes(memory.residual_bytes) +
+  return text + "\n  memory to be taken: at most " + readable_bytes(memory.residual_bytes) +
          " of residuals, about " + readable_bytes(memory.buffer_bytes) + " of message buffers";
 }
 

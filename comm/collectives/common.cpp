@@ -34,6 +34,15 @@ void check_gradients(int rank, std::span<const ExchangeLayer> layers,
   }
 }
 
+void give_memory(const Gradient& gradient, std::int64_t begin, std::int64_t end, Memory* memory) {
+  if (gradient.owner == nullptr || memory == nullptr || !memory->transactional() ||
+      gradient.source.dtype != DType::kF32) {
+    return;
+  }
+  auto* data = static_cast<float*>(gradient.source.slice(begin, end).data);
+  memory->adopt({gradient.owner, data});
+}
+
 void zero_slack(std::span<std::byte> slot, std::size_t used) {
   if (used < slot.size()) {
     std::memset(slot.data() + used, 0, slot.size() - used);

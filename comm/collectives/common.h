@@ -63,6 +63,15 @@ inline bool is_nonfinite_body(std::span<const std::byte> body) {
   return !body.empty() && body[0] == static_cast<std::byte>(BodyMode::kNonFinite);
 }
 
+// Before elements [begin, end) of a gradient are encoded: their memory, where nobody else needs it,
+// is given to the residual.
+void give_memory(const Gradient& gradient, std::int64_t begin, std::int64_t end, Memory* memory);
+
+// After all are encoded: what no residual keeps is freed.
+inline void let_go(std::span<Gradient> gradients) {
+  for (Gradient& gradient : gradients) gradient.owner.reset();
+}
+
 // Zeroes what an encoder left of its slot, so that a message's bytes depend on its bodies alone.
 void zero_slack(std::span<std::byte> slot, std::size_t used);
 

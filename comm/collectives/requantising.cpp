@@ -87,6 +87,7 @@ class RequantisingExchange final : public Exchange {
     for (std::size_t owner = 0; owner < ranks_; ++owner) {
       encode_for(static_cast<int>(owner));
     }
+    let_go(grads_);
     return comm_.alltoall(outgoing_.bytes(), incoming_.bytes());
   }
 
@@ -184,6 +185,7 @@ class RequantisingExchange final : public Exchange {
       const std::span<std::byte> slot = message.subspan(range.offset, range.bytes);
       const Context ctx =
           codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
+      give_memory(grads_[i], range.begin, range.end, range.worker);
       const EncodeResult result = layers_[i].payload->encode(
           ctx, grads_[i].source.slice(range.begin, range.end), range.worker, slot);
       zero_slack(slot, result.bytes);

@@ -64,6 +64,7 @@ class SparseExchange final : public Exchange {
       }
     }
     seal_payload(header, message_.bytes());
+    let_go(grads_);
     return comm_.allgather(message_.bytes(), gathered_.bytes());
   }
 
@@ -130,6 +131,7 @@ class SparseExchange final : public Exchange {
   bool encode(std::size_t i, std::span<std::byte> slot) {
     const Context ctx =
         codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
+    give_memory(grads_[i], 0, layers_[i].elements, slots_[i].memory);
     const EncodeResult result =
         layers_[i].payload->encode(ctx, grads_[i].source, slots_[i].memory, slot);
     zero_slack(slot, result.bytes);

@@ -76,10 +76,12 @@ KernelArgs after(KernelArgs args, std::int64_t done) {
   if (args.next != nullptr) args.next += done;
   return args;
 }
-// Whether a kernel writes the residuals of n elements past the caches.
-inline bool writes_past_caches(const float* residual, const float* next, std::int64_t n) {
-  return next != nullptr && next != residual &&
-         static_cast<std::size_t>(n) * sizeof(float) >= kStreamBytes;
+// Whether a kernel writes its residuals past the caches: not where it writes over what it has just
+// read.
+template <typename KernelArgs>
+bool writes_past_caches(const KernelArgs& args) {
+  return args.next != nullptr && args.next != args.residual && args.next != args.grad.data &&
+         static_cast<std::size_t>(args.grad.elements) * sizeof(float) >= kStreamBytes;
 }
 
 // Calls f with a typed pointer to the tensor's data; InvalidArgument for other dtypes.

@@ -24,7 +24,7 @@ std::size_t generation_bytes(std::int64_t elements) {
 }
 
 // Zeroed: the first generation must read as zeros, and page faults belong here, not into a step.
-float* allocate_generation(std::int64_t elements) {
+std::shared_ptr<float> allocate_generation(std::int64_t elements) {
   const std::size_t bytes = generation_bytes(elements);
   if (bytes == 0) return nullptr;
   const bool huge = bytes >= kHugePageBytes;
@@ -37,12 +37,10 @@ float* allocate_generation(std::int64_t elements) {
   if (huge) (void)madvise(data, padded, MADV_HUGEPAGE);
 #endif
   std::memset(data, 0, padded);
-  return static_cast<float*>(data);
+  return {static_cast<float*>(data), [](float* p) { std::free(p); }};
 }
 
 }  // namespace
-
-void Memory::Free::operator()(float* p) const { std::free(p); }
 
 Memory::Memory(std::int64_t elements, MemoryOptions options)
     : elements_(elements), options_(options) {
@@ -54,63 +52,68 @@ Memory::Memory(std::int64_t elements, MemoryOptions options)
     throw InvalidArgument("memory with decay " + std::to_string(options.decay) +
                           ": expected a value in [0, 1]");
   }
-  generations_[0].reset(allocate_generation(elements));
-  if (options_.transactional) generations_[1].reset(allocate_generation(elements));
+  current_.data = allocate_generation(elements);
+  if (options_.transactional) next_.data = allocate_generation(elements);
 }
-
-Memory::~Memory() = default;
-Memory::Memory(Memory&&) noexcept = default;
-Memory& Memory::operator=(Memory&&) noexcept = default;
 
 std::size_t Memory::bytes() const {
-  return generation_bytes(elements_) * (options_.transactional ? 2 : 1);
+  return generation_bytes(elements_) * ((current_.data ? 1 : 0) + (next_.data ? 1 : 0));
 }
 
-std::span<const float> Memory::current() const {
-  return {generations_[current_].get(), static_cast<std::size_t>(elements_)};
+std::span<const float> Memory::current() const { return {current_.data.get(), size()}; }
+
+void Memory::adopt(std::shared_ptr<float> storage) {
+  if (written_ || !options_.transactional) {
+    throw InvalidArgument(std::string("memory given to a residual ") +
+                          (written_ ? "inside a step\nhint: commit() first"
+                                    : "that keeps one generation\nhint: use transactional=on"));
+  }
+  next_ = {.data = std::move(storage), .adopted = true};
 }
 
 std::span<float> Memory::next() {
   written_ = true;
-  const int next = options_.transactional ? 1 - current_ : current_;
-  return {generations_[next].get(), static_cast<std::size_t>(elements_)};
+  if (!options_.transactional) return {current_.data.get(), size()};
+  if (!next_.data) next_ = {.data = allocate_generation(elements_)};
+  return {next_.data.get(), size()};
 }
 
 void Memory::commit() {
-  if (!written_) return;
-  if (options_.transactional) current_ = 1 - current_;
+  if (written_ && options_.transactional) {
+    std::swap(current_, next_);
+  }
+  // Where memory is adopted, it will be again: a spare of one's own would lie idle.
+  if (current_.adopted || next_.adopted) next_ = {};
   written_ = false;
 }
 
 void Memory::rollback() {
-  if (!written_) return;
-  if (!options_.transactional) {
+  if (written_ && !options_.transactional) {
     throw InvalidArgument(
         "rollback of a memory that keeps one generation and was written\n"
         "hint: use transactional=on where steps may be taken back");
   }
+  if (next_.adopted) next_ = {};
   written_ = false;
 }
 
 void Memory::scale(float factor) {
   if (written_) throw InvalidArgument("memory scaled inside a step\nhint: commit() first");
-  for (float* p = generations_[current_].get(); float& value : std::span(p, current().size())) {
-    value *= factor;
-  }
+  for (float& value : std::span(current_.data.get(), size())) value *= factor;
 }
 
 void Memory::restore(std::span<const float> residual) {
   if (written_) throw InvalidArgument("memory restored inside a step\nhint: commit() first");
-  if (residual.size() != current().size()) {
+  if (residual.size() != size()) {
     throw InvalidArgument("residual to restore has " + std::to_string(residual.size()) +
                           " elements, expected " + std::to_string(elements_));
   }
-  std::copy(residual.begin(), residual.end(), generations_[current_].get());
+  std::copy(residual.begin(), residual.end(), current_.data.get());
 }
 
 void Memory::clear() {
   if (written_) throw InvalidArgument("memory cleared inside a step\nhint: commit() first");
-  std::fill_n(generations_[current_].get(), elements_, 0.0F);
+  std::fill_n(current_.data.get(), elements_, 0.0F);
 }
 
 }  // namespace thinwire

@@ -41,7 +41,8 @@ constexpr std::size_t kLineBytes = 64;
 // Sampled selection is content with this share of k.
 constexpr double kLeastShare = 0.8;
 // Below this the residual is likely still in the cache at the next step; stores around the cache
-// pay once three such arrays no longer fit into a core's share of it.
+// pay once three such arrays no longer fit into a core's share of it, unless the residual takes the
+// gradient's place, whose lines are there anyway.
 constexpr std::int64_t kStreamingElements = std::int64_t{1} << 20;
 
 void check_dtype(const Context& ctx, DType dtype) {
@@ -171,7 +172,7 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
     scan.residual = memory->current().data();
     scan.decay = memory->decay();
     scan.next = memory->next().data();
-    scan.streaming = memory->transactional() && n >= kStreamingElements;
+    scan.streaming = memory->transactional() && n >= kStreamingElements && scan.next != grad.data;
   }
   const topk::ScanSummary summary = select(ctx, scan, candidates);
   const bool nonfinite = summary.magnitude >= topk::kInfinityBits;

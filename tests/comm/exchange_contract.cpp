@@ -236,16 +236,17 @@ void Model::fill_integers(std::uint64_t step) {
 
 std::unique_ptr<Transfer> Model::start(std::uint64_t step, float weight) {
   std::vector<Gradient> gradients;
-  if (step % 2 == 0) {
-    for (const TensorView& grad : grads_) gradients.push_back({grad, grad});
+  if (step % 3 == 0) {
+    for (const TensorView& grad : grads_) gradients.push_back({.source = grad, .mean = grad});
     return exchange_->start(step, weight, gradients);
   }
-  std::vector<std::byte> sources = bytes_;
+  const auto sources = std::make_shared<std::vector<std::byte>>(bytes_);
   std::fill(bytes_.begin(), bytes_.end(), std::byte{0xFF});
   for (const TensorView& grad : grads_) {
     TensorView source = grad;
-    source.data = sources.data() + (static_cast<std::byte*>(grad.data) - bytes_.data());
-    gradients.push_back({source, grad});
+    source.data = sources->data() + (static_cast<std::byte*>(grad.data) - bytes_.data());
+    gradients.push_back({.source = source, .mean = grad});
+    if (step % 3 == 2) gradients.back().owner = sources;
   }
   return exchange_->start(step, weight, gradients);
 }

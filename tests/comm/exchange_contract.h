@@ -68,7 +68,8 @@ class Model {
   // Small integers, alike; layer sums over ranks are exact in every dtype.
   void fill_integers(std::uint64_t step);
   // start ... finish. Returns finish()'s flags.
-  // Starts a reduction; of odd steps from a copy, which is gone when start returns.
+  // Starts a reduction: from the gradients, from a copy that is gone when start returns, from a
+  // copy that is given away, in turn.
   std::unique_ptr<Transfer> start(std::uint64_t step, float weight);
   std::vector<std::uint8_t> reduce(std::uint64_t step, float weight);
 

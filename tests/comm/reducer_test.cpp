@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <thread>
 
@@ -251,6 +252,66 @@ TEST(Reducer, StartDelaysCompression) {
     EXPECT_EQ(sent[1], 2 * sent[0]);
     EXPECT_LT(sent[2] - sent[1], sent[0] / 3);
   });
+}
+
+// The bucket with its gradients elsewhere, in memory that is the reducer's to keep.
+Bucket given(Gradients& gradients, const std::vector<std::size_t>& indices, bool last) {
+  Bucket bucket = gradients.bucket(indices, last);
+  for (BucketLayer& entry : bucket.layers) {
+    const auto* bytes = static_cast<const std::byte*>(entry.grad.data);
+    const auto copy = std::make_shared<std::vector<std::byte>>(bytes, bytes + entry.grad.bytes());
+    entry.source = {copy->data(), entry.grad.elements, entry.grad.dtype};
+    entry.owner = copy;
+    std::memset(entry.grad.data, 0xFF, entry.grad.bytes());
+  }
+  return bucket;
+}
+
+TEST(Reducer, KeepsTheMemoryOfGivenGradientsAsTheResidual) {
+  for (const char* policy : {"topk:0.05", "q4", "topk:0.05,transactional=off", "randmask:0.2"}) {
+    SCOPED_TRACE(policy);
+    std::vector<std::uint64_t> expected(3);
+    std::vector<std::vector<StateEntry>> residuals(3);
+    std::vector<std::size_t> memory_bytes(3);
+    run_reducers(3, policy, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+      const auto r = static_cast<std::size_t>(rank);
+      for (std::uint64_t step = 0; step < 5; ++step) {
+        gradients.fill(step, rank);
+        reduce_step(reducer, gradients, kTwoBuckets);
+        expected[r] = expected[r] * 31 + gradients.hash();
+      }
+      residuals[r] = reducer.state().entries;
+      memory_bytes[r] = reducer.stats().memory_bytes;
+    });
+    run_reducers(3, policy, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+      const auto r = static_cast<std::size_t>(rank);
+      std::uint64_t hashes = 0;
+      for (std::uint64_t step = 0; step < 5; ++step) {
+        gradients.fill(step, rank);
+        if (step == 2) {
+          reduce_step(reducer, gradients, kTwoBuckets);
+        } else {
+          const auto first = reducer.reduce(given(gradients, kTwoBuckets[0], false));
+          const auto second = reducer.reduce(given(gradients, kTwoBuckets[1], true));
+          first->wait();
+          second->wait();
+        }
+        hashes = hashes * 31 + gradients.hash();
+      }
+      EXPECT_EQ(hashes, expected[r]);
+      const std::vector<StateEntry> state = reducer.state().entries;
+      ASSERT_EQ(state.size(), residuals[r].size());
+      for (std::size_t i = 0; i < state.size(); ++i) {
+        EXPECT_EQ(state[i].key, residuals[r][i].key);
+        EXPECT_EQ(state[i].residual, residuals[r][i].residual);
+      }
+      if (std::string_view(policy) == "topk:0.05") {
+        // The bf16 layer's residual is fp32 and keeps both buffers of its own.
+        EXPECT_EQ(reducer.stats().memory_bytes, sizeof(float) * (1320 + 2120 + 2 * 1147));
+        EXPECT_EQ(memory_bytes[r], 2 * sizeof(float) * (1320 + 2120 + 1147));
+      }
+    });
+  }
 }
 
 TEST(Reducer, StatsTellBytesAndLayers) {

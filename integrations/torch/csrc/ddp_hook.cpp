@@ -50,7 +50,6 @@ Bucket DdpHook::describe(c10d::GradBucket& bucket) const {
   Bucket described;
   described.last = bucket.isLast();
   described.layers.reserve(parameters.size());
-  std::vector<at::Tensor> sources;
   std::int64_t begin = 0;  // DDP packs the gradients without gaps
   for (const at::Tensor& parameter : parameters) {
     const auto found = layer_of_.find(parameter.unsafeGetTensorImpl());
@@ -66,7 +65,7 @@ Bucket DdpHook::describe(c10d::GradBucket& bucket) const {
     if (handover_) {
       if (const at::Tensor fresh = handover_->take(layer.layer); fresh.defined()) {
         layer.source = {fresh.data_ptr(), fresh.numel(), dtype};
-        sources.push_back(fresh);
+        layer.owner = std::make_shared<at::Tensor>(fresh);
       }
       handover_->set_place(layer.layer, buffer, begin);
     }
@@ -77,9 +76,6 @@ Bucket DdpHook::describe(c10d::GradBucket& bucket) const {
                           std::to_string(begin) + " elements, got " +
                           std::to_string(whole.elements) +
                           "\nhint: this PyTorch packs its buckets in a way thinwire does not know");
-  }
-  if (!sources.empty()) {
-    described.sources = std::make_shared<std::vector<at::Tensor>>(std::move(sources));
   }
   if (handover_ && described.last) {
     handover_->disarm();

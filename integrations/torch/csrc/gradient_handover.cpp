@@ -7,6 +7,20 @@
 #include <utility>
 
 namespace thinwire {
+namespace {
+
+// Nobody else can reach the tensor's memory: neither by a view of it, nor because it was foreign
+// (NumPy's, say) before it became a tensor. A gradient often is a view itself, of a tensor that
+// lives on in it alone: that of nn.Linear's weight is a transposed product.
+bool owns_its_memory(const at::Tensor& tensor) {
+  const at::Storage& storage = tensor.storage();
+  const bool of_a_base = tensor.is_view();
+  return (!of_a_base || tensor._base().use_count() == 1) &&
+         storage.use_count() == (of_a_base ? 2U : 1U) &&
+         storage.data_ptr().get_deleter() == at::getCPUAllocator()->raw_deleter();
+}
+
+}  // namespace
 
 class GradientHandover::Hook final : public torch::autograd::FunctionPreHook {
  public:
@@ -79,6 +93,7 @@ bool GradientHandover::may_keep(const Slot& slot, const at::Tensor& gradient) co
          !at::GradMode::is_enabled() && !gradient.requires_grad() &&
          gradient.layout() == at::kStrided && gradient.options().type_equal(slot.place.options()) &&
          gradient.sizes() == slot.place.sizes() && gradient.is_contiguous() &&
+         owns_its_memory(gradient) &&
          torch::autograd::impl::post_acc_grad_hooks(slot.parameter) == nullptr &&
          slot.accumulator->pre_hooks().size() == 1 &&  // this one
          slot.accumulator->post_hooks().size() == 1;   // DDP's

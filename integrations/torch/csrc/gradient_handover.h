@@ -9,12 +9,13 @@
 // copies nothing; the reducer reads the gradient aside and writes the result to the place.
 //
 // It is done only where DDP is about to reduce that gradient (armed after a synchronising forward,
-// disarmed by the last bucket), nothing has been accumulated, nobody else holds the gradient, and
-// nobody looks at param.grad during backward (post-accumulate hooks, further hooks of the node);
-// otherwise the gradient passes through as if this were not there. Buckets that DDP has rebuilt,
-// and unused parameters, need no case of their own: what was not kept aside is read from the
-// bucket. Until its bucket is reduced, and after a backward that failed on the way, param.grad of a
-// kept gradient holds the bytes of the step before.
+// disarmed by the last bucket), nothing has been accumulated, nobody else holds the gradient or its
+// memory (so that the reducer may keep it as the residual), and nobody looks at param.grad during
+// backward (post-accumulate hooks, further hooks of the node); otherwise the gradient passes
+// through as if this were not there. Buckets that DDP has rebuilt, and unused parameters, need no
+// case of their own: what was not kept aside is read from the bucket. Until its bucket is reduced,
+// and after a backward that failed on the way, param.grad of a kept gradient holds the bytes of the
+// step before.
 //
 // Called by the thread that runs autograd; a lock makes reentrant backward passes safe. Keeps a
 // gradient until take(), and the places' storage.

@@ -42,6 +42,7 @@ class PayloadCodecContract : public testing::TestWithParam<ContractCase> {
     int threads = 1;
     std::int64_t shift = 0;      // elements by which the gradient is off its alignment
     std::int64_t out_shift = 0;  // bytes
+    bool give = false;           // the gradient's memory to the residual
     std::uint64_t step = 3;
     std::int32_t sender = 1;
   };

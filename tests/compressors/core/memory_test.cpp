@@ -66,6 +66,65 @@ TEST(Memory, OneGenerationIsWrittenInPlaceAndCannotRollBack) {
   EXPECT_NO_THROW(memory.rollback());
 }
 
+// Floats that say when they are released.
+std::shared_ptr<float> storage(std::vector<float>& values, bool& released) {
+  released = false;
+  return {values.data(), [&released](float*) { released = true; }};
+}
+
+TEST(Memory, AdoptedStorageHoldsTheGenerationUntilTheNextCommit) {
+  Memory memory(2);
+  std::vector<float> first = {1, 2};
+  std::vector<float> second = {3, 4};
+  bool first_released = false;
+  bool second_released = false;
+  memory.adopt(storage(first, first_released));
+  EXPECT_EQ(memory.next().data(), first.data());
+  EXPECT_THAT(memory.next(), ElementsAre(1, 2));
+  memory.commit();
+  EXPECT_EQ(memory.current().data(), first.data());
+  EXPECT_EQ(memory.bytes(), 8U);
+  memory.adopt(storage(second, second_released));
+  memory.next()[1] = 5;
+  EXPECT_FALSE(first_released);
+  memory.commit();
+  EXPECT_TRUE(first_released);
+  EXPECT_THAT(memory.current(), ElementsAre(3, 5));
+  write(memory, {6, 7});  // into memory of its own again
+  EXPECT_FALSE(second_released);
+  memory.commit();
+  EXPECT_TRUE(second_released);
+  EXPECT_THAT(memory.current(), ElementsAre(6, 7));
+}
+
+TEST(Memory, AdoptedStorageIsReleasedByAStepThatDoesNotKeepIt) {
+  Memory memory(2);
+  memory.restore(std::vector<float>{1, 2});
+  std::vector<float> values = {3, 4};
+  bool released = false;
+  memory.adopt(storage(values, released));
+  memory.next()[0] = 9;
+  memory.rollback();
+  EXPECT_TRUE(released);
+  EXPECT_THAT(memory.current(), ElementsAre(1, 2));
+  for (const bool commits : {true, false}) {
+    memory.adopt(storage(values, released));  // and not written
+    commits ? memory.commit() : memory.rollback();
+    EXPECT_TRUE(released);
+    EXPECT_THAT(memory.current(), ElementsAre(1, 2));
+  }
+}
+
+TEST(Memory, AdoptsNothingInsideAStepOrWithOneGeneration) {
+  std::vector<float> values(2);
+  bool released = false;
+  Memory memory(2);
+  memory.next();
+  EXPECT_THROW(memory.adopt(storage(values, released)), InvalidArgument);
+  Memory one(2, {.transactional = false});
+  EXPECT_THROW(one.adopt(storage(values, released)), InvalidArgument);
+}
+
 TEST(Memory, ScaleRestoreAndClearRefuseAStepInProgress) {
   Memory memory(2);
   memory.restore(std::vector<float>{1, 2});

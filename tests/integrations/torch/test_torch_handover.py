@@ -142,7 +142,30 @@ class ReusedBuffer(torch.autograd.Function):
         return grad @ weight, ReusedBuffer.buffer
 
 
+class ReusedView(ReusedBuffer):
+    """The same through a view that nobody else holds."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x_grad, weight_grad = ReusedBuffer.backward(ctx, grad)
+        return x_grad, weight_grad.view(48, 48)
+
+
+class ReusedArray(ReusedBuffer):
+    """The same in memory of NumPy's."""
+
+    array = ReusedBuffer.buffer.clone().numpy()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x_grad, weight_grad = ReusedBuffer.backward(ctx, grad)
+        ReusedArray.array[:] = weight_grad.numpy()
+        return x_grad, torch.from_numpy(ReusedArray.array)
+
+
 class Reusing(nn.Module):
+    layer: type[ReusedBuffer] = ReusedBuffer
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(24, 48)
@@ -152,8 +175,40 @@ class Reusing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
         for weight in self.weights:
-            x = torch.relu(ReusedBuffer.apply(x, weight))
+            x = torch.relu(self.layer.apply(x, weight))
         return self.last(x)
+
+
+class ReusingViews(Reusing):
+    layer = ReusedView
+
+
+class ReusingArrays(Reusing):
+    layer = ReusedArray
+
+
+class OwnGradients(nn.Module):
+    """Two weights added to each other, each with memory of its own for its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(24, 48) / 7)
+        self.second = nn.Parameter(torch.randn(48, 24) / 7)
+        self.last = nn.Linear(48, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.parts()[0] + self.parts()[1]
+        return self.last(torch.relu(x @ weight.view(24, 48)))
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.first.view(-1) * 1, self.second.view(-1) * 1
+
+
+class SharedGradients(OwnGradients):
+    """The gradients of both are views of one memory."""
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.first.view(-1), self.second.view(-1)
 
 
 class Images(nn.Module):
@@ -206,6 +261,18 @@ def job_other_models(rank: int, size: int) -> None:
         assert views == plain, make.__name__
 
 
+def job_memory_that_others_reach(rank: int, size: int) -> None:
+    """Without thinwire param.grad would be that memory, too; here no gradient changes another's."""
+    for make, apart in (
+        (ReusingViews, Reusing),
+        (ReusingArrays, Reusing),
+        (SharedGradients, OwnGradients),
+    ):
+        got = results(rank, make, backward, "topk:0.1", gradient_as_bucket_view=True)
+        expected = results(rank, apart, backward, "topk:0.1", gradient_as_bucket_view=True)
+        assert got == expected, make.__name__
+
+
 def copies(model: DDP, rank: int, n: int) -> int:
     model.zero_grad()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -239,4 +306,5 @@ def test_same_as_copied() -> None:
 
 
 def test_families_and_models() -> None:
-    run_ranks(__file__, "jobs", 3, "job_every_family", "job_other_models")
+    jobs = ("job_every_family", "job_other_models", "job_memory_that_others_reach")
+    run_ranks(__file__, "jobs", 3, *jobs)
