@@ -9,10 +9,14 @@
 #include <memory>
 
 #include "compressors/core/codec.h"
+#include "compressors/core/family.h"
 
 namespace thinwire {
 
 // `dtype` is kBF16 or kF16; InvalidArgument otherwise.
 std::shared_ptr<const PayloadCodec> make_cast_codec(DType dtype);
+
+extern const Family kBF16Family;
+extern const Family kFP16Family;
 
 }  // namespace thinwire

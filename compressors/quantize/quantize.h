@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "compressors/core/codec.h"
+#include "compressors/core/family.h"
 
 namespace thinwire {
 
@@ -25,5 +26,7 @@ struct QuantizeOptions {
 
 // InvalidArgument for options out of range.
 std::shared_ptr<const PayloadCodec> make_quantize_codec(const QuantizeOptions& options);
+
+extern const Family kQuantizeFamily;
 
 }  // namespace thinwire

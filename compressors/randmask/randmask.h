@@ -9,10 +9,13 @@
 #include <memory>
 
 #include "compressors/core/codec.h"
+#include "compressors/core/family.h"
 
 namespace thinwire {
 
 // density in (0, 1]; ceil(density * n) elements travel. InvalidArgument otherwise.
 std::shared_ptr<const LinearCodec> make_randmask_codec(double density);
+
+extern const Family kRandmaskFamily;
 
 }  // namespace thinwire

@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "compressors/core/codec.h"
+#include "compressors/core/family.h"
 
 namespace thinwire {
 
@@ -35,5 +36,7 @@ struct TopKOptions {
 
 // InvalidArgument for options out of range. A tensor of the codec has less than 2^32 elements.
 std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options);
+
+extern const Family kTopKFamily;
 
 }  // namespace thinwire

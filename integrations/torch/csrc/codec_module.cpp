@@ -2,6 +2,7 @@
 // thinwire/_array.py, which keeps the arrays alive and checks dtype, layout and device.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -12,6 +13,7 @@
 #include "compressors/core/codec.h"
 #include "compressors/core/payload.h"
 #include "compressors/core/spec.h"
+#include "compressors/families.h"
 #include "integrations/torch/csrc/error_names.h"
 #include "integrations/torch/csrc/frame.h"
 
@@ -156,6 +158,54 @@ nb::tuple parse_frame(const nb::bytes& bytes, std::int64_t max_elements) {
                         nb::tuple(shape), header.spec, header.message_begin, header.elements);
 }
 
+nb::list describe_options(std::span<const FamilyOption> options) {
+  nb::list all;
+  for (const FamilyOption& option : options) {
+    all.append(nb::make_tuple(option.name, option.values, option.otherwise, option.what));
+  }
+  return all;
+}
+
+nb::list describe_traits(const Codec& codec) {
+  nb::list words;
+  if (codec.is_none()) {
+    return words;
+  }
+  const Traits traits = codec.payload ? codec.payload->traits() : codec.linear->traits();
+  const std::pair<bool, const char*> all[] = {{codec.linear != nullptr, "linear"},
+                                              {traits.lossless, "lossless"},
+                                              {traits.sparse, "sparse"},
+                                              {traits.exact_sum, "exact sum"},
+                                              {traits.unbiased, "unbiased"}};
+  for (const auto& [has, word] : all) {
+    if (has) {
+      words.append(word);
+    }
+  }
+  return words;
+}
+
+nb::list describe_families() {
+  nb::list all;
+  for (const Family* family : families()) {
+    nb::dict entry;
+    entry["name"] = family->name;
+    nb::list words;
+    for (const std::string_view word : family->words) {
+      words.append(word);
+    }
+    entry["words"] = words;
+    entry["main"] = family->main;
+    entry["sample"] = family->sample;
+    entry["options"] = describe_options(family->options);
+    entry["traits"] = describe_traits(make_codec(family->sample));
+    entry["paper"] = family->paper;
+    entry["use"] = family->use;
+    all.append(entry);
+  }
+  return all;
+}
+
 void translate(const std::exception_ptr& error, void* /*unused*/) {
   try {
     std::rethrow_exception(error);
@@ -177,7 +227,8 @@ NB_MODULE(_codec, m) {
       .def("encode", &ArrayCodec::encode)
       .def("decode", &ArrayCodec::decode);
   m.def("parse_frame", &thinwire::parse_frame);
-  m.def("families", &thinwire::codec_families);
+  m.def("families", &thinwire::describe_families);
+  m.def("common_options", [] { return thinwire::describe_options(thinwire::common_options()); });
   m.def("check_policy",
         [](const std::string& text) { return thinwire::Policy::parse(text).text(); });
 }

@@ -107,7 +107,7 @@ def families() -> list[str]:
     """Names of the codec families of this version."""
     from thinwire import _codec  # type: ignore[attr-defined]
 
-    return list(_codec.families())
+    return [word for family in _codec.families() for word in family["words"]]
 
 
 def _describe(array: Any, name: str) -> tuple[int, list[int], int, int]:

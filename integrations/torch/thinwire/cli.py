@@ -128,6 +128,18 @@ def _choose_policy(flag: str | None) -> str:
     return chosen
 
 
+@app.command("codecs")
+def _codecs(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="as the page docs/codecs.md")
+    ] = False,
+) -> None:
+    """List the codec families: parameters, traits, papers, and when to use which."""
+    from thinwire import _families
+
+    print(_families.as_markdown() if markdown else _families.as_text(), end="")
+
+
 @app.command("lab", context_settings=_PASS_ON)
 def _lab(context: typer.Context) -> None:
     """Several hosts on this machine: up, run, rate, status, down."""
@@ -165,7 +177,7 @@ def _not_yet(name: str, purpose: str) -> None:
     def command(context: typer.Context) -> None:
         _fail(
             f"{name} is not part of this version",
-            "this version has: run, lab, demo, bench; thinwire --help",
+            "this version has: run, codecs, lab, demo, bench; thinwire --help",
         )
 
     command.__doc__ = f"{purpose} (not part of this version)."

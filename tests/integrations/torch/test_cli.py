@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+from thinwire import _codec
 from torch_ranks import ROOT, environment, free_port
 
 TRAIN = """\
@@ -162,7 +163,7 @@ def test_mistakes() -> None:
         later = thinwire(name, "--json", "x")
         assert later.returncode == 2
         assert f"{name} is not part of this version" in later.stderr
-        assert "run, lab, demo, bench" in later.stderr
+        assert "run, codecs, lab, demo, bench" in later.stderr
     unknown = thinwire("rnu")
     assert unknown.returncode == 2
     assert "run" in unknown.stderr
@@ -179,6 +180,23 @@ def test_help_and_version() -> None:
     other = thinwire("bench", "stepps")
     assert other.returncode == 2
     assert "codecs, topk, steps" in other.stderr
+
+
+def test_codecs_are_listed_as_on_their_page() -> None:
+    page = thinwire("codecs", "--markdown")
+    assert page.returncode == 0
+    assert page.stdout == (ROOT / "docs" / "codecs.md").read_text(), (
+        "thinwire codecs --markdown > docs/codecs.md"
+    )
+    text = thinwire("codecs").stdout
+    for family in _codec.families():
+        assert family["use"]
+        assert family["sample"].partition(":")[0] in family["words"]
+        options = [option for option, *_ in [*family["options"], *_codec.common_options()]]
+        for word in (family["name"], family["sample"], *options):
+            assert word in text
+        for option in options:
+            assert f"`{option}`" in page.stdout
 
 
 def test_policy_in_the_environment_alone(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,53 @@
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "compressors/core/family.h"
+#include "compressors/topk/topk.h"
+
+namespace thinwire {
+namespace {
+
+constexpr std::array<std::string_view, 1> kWords = {"topk"};
+constexpr std::array kOptions = {
+    FamilyOption{"values", "fp32 | bf16 | q8", "fp32", "how the entries' values are sent"},
+    FamilyOption{"select", "exact | sampled", "exact",
+                 "sampled: 0.8 k to k entries, by a threshold estimated from a sample"},
+};
+
+void make(const SpecReader& reader, Codec& codec) {
+  constexpr std::array<std::string_view, 3> kValues = {"fp32", "bf16", "q8"};
+  constexpr std::array kLaterValues = {LaterWord{"q4", "values=q8 is the narrowest"},
+                                       LaterWord{"q2", "values=q8 is the narrowest"},
+                                       LaterWord{"ternary", "values=q8 is the narrowest"}};
+  constexpr std::array<std::string_view, 2> kSelect = {"exact", "sampled"};
+  constexpr std::array kLaterSelect = {
+      LaterWord{"carried", "select=sampled estimates the threshold anew each step"}};
+  const SpecToken& main =
+      reader.needed_main("a density or a count: topk:0.01 or topk:k=1000", "topk:0.01");
+  TopKOptions options;
+  if (main.text.starts_with("k=")) {
+    options.k = reader.integer("k", {main.text.substr(2), main.at + 2}, 1, std::int64_t{1} << 40);
+  } else {
+    options.density = reader.share("density", main, true, "0.01");
+  }
+  options.values = static_cast<TopKValues>(reader.choice("values", kValues, 0, kLaterValues));
+  options.select = static_cast<TopKSelect>(reader.choice("select", kSelect, 0, kLaterSelect));
+  codec.payload = make_topk_codec(options);
+}
+
+}  // namespace
+
+extern constexpr Family kTopKFamily = {
+    .name = "topk",
+    .words = kWords,
+    .id = 3,
+    .main = "the density in (0, 1], or k=COUNT",
+    .sample = "topk:0.01",
+    .options = kOptions,
+    .paper = "Lin et al., Deep Gradient Compression, ICLR 2018, arXiv 1712.01887",
+    .use = "slow links: the fewest bytes at the least work",
+    .make = make,
+};
+
+}  // namespace thinwire
