@@ -27,7 +27,9 @@ using topk::kChunkElements;
 
 // Mode; gap parameter, bitmap flag and kind of values in one byte; 32-bit count.
 constexpr std::size_t kHeaderBytes = 6;
-constexpr auto kMode = static_cast<std::uint8_t>(BodyMode::kFamily);
+// Of the first three kinds of values; the next three have the next mode.
+constexpr auto kFirstMode = static_cast<std::uint8_t>(BodyMode::kFamily);
+constexpr std::uint32_t kKindsAMode = 3;
 constexpr std::uint32_t kParameterMask = 0x1F;
 constexpr std::uint32_t kBitmapFlag = 0x20;
 constexpr int kValuesShift = 6;
@@ -58,8 +60,10 @@ class TopKCodec final : public PayloadCodec {
   std::string name() const override {
     std::string text = "topk:" + (options_.k > 0 ? "k=" + std::to_string(options_.k)
                                                  : number_text(options_.density));
-    if (options_.values == TopKValues::kBF16) text += ",values=bf16";
-    if (options_.values == TopKValues::kQ8) text += ",values=q8";
+    if (options_.values != TopKValues::kF32) {
+      text += ",values=";
+      text += kTopKValuesWords[static_cast<std::size_t>(options_.values)];
+    }
     if (options_.select == TopKSelect::kSampled) text += ",select=sampled";
     return text;
   }
@@ -82,9 +86,14 @@ class TopKCodec final : public PayloadCodec {
   // k of an n-element tensor, in [1, n]; 0 for n = 0.
   std::int64_t keep(std::int64_t n) const;
   topk::ScanSummary select(const Context& ctx, topk::Scan scan, Candidates& candidates) const;
-  std::size_t write_body(std::int64_t n, std::span<const std::uint32_t> indices,
-                         std::span<float> values, std::span<std::byte> out) const;
+  // Drops the smallest candidates that the slot has no room for.
+  TopKIndexCoding fit(std::int64_t n, Candidates& candidates) const;
+  std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding, const Candidates& entries,
+                         std::span<std::byte> out) const;
   class Entries;
+
+  std::uint32_t kind() const { return static_cast<std::uint32_t>(options_.values); }
+  std::uint8_t mode() const { return static_cast<std::uint8_t>(kFirstMode + kind() / kKindsAMode); }
 
   TopKOptions options_;
 };
@@ -105,7 +114,7 @@ std::size_t TopKCodec::slot_bytes(std::int64_t n) const {
   const std::int64_t k = keep(n);
   if (k == 0) return 1;
   return kHeaderBytes + topk_value_bytes(options_.values, static_cast<std::size_t>(k)) +
-         plan_topk_indices(n, k).worst_bytes;
+         plan_topk_indices(n, k);
 }
 
 // Candidates: about 1.4 k pass the estimated threshold, so that 2 k are seldom exceeded.
@@ -184,33 +193,54 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   if (options_.values == TopKValues::kQ8 && summary.magnitude > kSpan) {
     topk::drop_below(candidates, summary.magnitude - kSpan);
   }
-  const auto indices = index.first(candidates.count);
-  const auto values = value.first(candidates.count);
+  const TopKIndexCoding coding = fit(n, candidates);
   EncodeResult result;
-  result.bytes = write_body(n, indices, values, out);
-  if (memory != nullptr) topk::scatter(indices, values, scan.next);
+  result.bytes = write_body(n, coding, candidates, out);
+  if (memory != nullptr) {
+    topk::scatter(index.first(candidates.count), value.first(candidates.count), scan.next);
+  }
   return result;
 }
 
-std::size_t TopKCodec::write_body(std::int64_t n, std::span<const std::uint32_t> indices,
-                                  std::span<float> values, std::span<std::byte> out) const {
-  const TopKIndexPlan plan = plan_topk_indices(n, static_cast<std::int64_t>(indices.size()));
-  const auto count = static_cast<std::uint32_t>(indices.size());
-  out[0] = static_cast<std::byte>(kMode);
-  out[1] = static_cast<std::byte>(static_cast<std::uint32_t>(plan.parameter) |
-                                  (plan.bitmap ? kBitmapFlag : 0) |
-                                  static_cast<std::uint32_t>(options_.values) << kValuesShift);
+TopKIndexCoding TopKCodec::fit(std::int64_t n, Candidates& c) const {
+  const std::size_t slot = slot_bytes(n) - kHeaderBytes;
+  for (;;) {
+    const TopKIndexCoding coding = choose_topk_coding(n, {c.index, c.count});
+    const std::size_t room = slot - topk_value_bytes(options_.values, c.count);
+    if (coding.bytes() <= room) return coding;
+    const std::uint64_t excess = coding.bits - 8 * room;
+    const auto saved = static_cast<std::uint64_t>(std::max(coding.parameter, 1));
+    const std::uint64_t dropped = (excess + saved - 1) / saved;
+    c.keep = c.count - std::min<std::size_t>(c.count, dropped);
+    if (c.keep == 0) {
+      c.count = 0;
+    } else {
+      topk::keep_largest(c);
+    }
+  }
+}
+
+std::size_t TopKCodec::write_body(std::int64_t n, const TopKIndexCoding& coding,
+                                  const Candidates& entries, std::span<std::byte> out) const {
+  const auto count = static_cast<std::uint32_t>(entries.count);
+  out[0] = static_cast<std::byte>(mode());
+  out[1] = static_cast<std::byte>(static_cast<std::uint32_t>(coding.parameter) |
+                                  (coding.bitmap ? kBitmapFlag : 0) |
+                                  kind() % kKindsAMode << kValuesShift);
   std::memcpy(out.data() + 2, &count, sizeof count);
-  const std::size_t value_bytes = topk_value_bytes(options_.values, values.size());
-  write_topk_values(options_.values, values, out.subspan(kHeaderBytes, value_bytes));
-  const auto rest = out.subspan(kHeaderBytes + value_bytes);
-  return kHeaderBytes + value_bytes + write_topk_indices(plan, n, indices, rest);
+  const std::size_t value_bytes = topk_value_bytes(options_.values, entries.count);
+  write_topk_values(options_.values, {entries.value, entries.count},
+                    out.subspan(kHeaderBytes, value_bytes));
+  write_topk_indices(coding, n, {entries.index, entries.count},
+                     out.subspan(kHeaderBytes + value_bytes));
+  return kHeaderBytes + value_bytes + coding.bytes();
 }
 
 // The entries of one body, a batch at a time, in index order.
 class TopKCodec::Entries {
  public:
-  // body: of kMode. CorruptPayload here and in next() for what cannot be a body of n elements.
+  // body: of the codec's mode. CorruptPayload here and in next() for what cannot be a body of n
+  // elements.
   Entries(const TopKCodec& codec, const Context& ctx, std::span<const std::byte> body,
           std::int64_t n);
 
@@ -242,7 +272,7 @@ TopKCodec::Entries::Entries(const TopKCodec& codec, const Context& ctx,
                           " bytes, expected at least " + std::to_string(kHeaderBytes));
   }
   const auto layout = std::to_integer<std::uint32_t>(body[1]);
-  if (layout >> kValuesShift != static_cast<std::uint32_t>(kind_)) {
+  if (layout >> kValuesShift != codec.kind() % kKindsAMode) {
     fail_corrupt(ctx, "a topk body with other values than " + codec.name() +
                           " sends\nhint: all ranks need the same policy and version");
   }
@@ -295,7 +325,7 @@ void TopKCodec::Entries::add_to(std::span<float> range, std::size_t begin, float
 
 void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const {
   check_dtype(ctx, out.dtype);
-  if (decode_mark(ctx, body, kMode, out)) return;
+  if (decode_mark(ctx, body, mode(), out)) return;
   fill_zero(out);
   Entries entries(*this, ctx, body, out.elements);
   while (entries.next()) {
@@ -315,7 +345,7 @@ void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, Tens
 
 void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, float weight,
                            std::span<float> out) const {
-  if (accumulate_mark(ctx, body, kMode, out)) return;
+  if (accumulate_mark(ctx, body, mode(), out)) return;
   Entries entries(*this, ctx, body, static_cast<std::int64_t>(out.size()));
   while (entries.next()) {
     topk::scatter_add(entries.indices(), entries.values(), weight, out.data());
@@ -326,10 +356,12 @@ void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, 
 // which is written once for kTogether bodies, whole cache lines at a time.
 void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
                     float weight, std::span<float> out) const {
-  const bool plain = std::all_of(bodies.begin(), bodies.end(), [](std::span<const std::byte> body) {
-    return !body.empty() && (body[0] == static_cast<std::byte>(kMode) ||
-                             body[0] == static_cast<std::byte>(BodyMode::kEmpty));
-  });
+  const auto own = static_cast<std::byte>(mode());
+  const bool plain =
+      std::all_of(bodies.begin(), bodies.end(), [own](std::span<const std::byte> body) {
+        return !body.empty() &&
+               (body[0] == own || body[0] == static_cast<std::byte>(BodyMode::kEmpty));
+      });
   if (!plain) return PayloadCodec::sum(ctx, bodies, weight, out);
   check_device(ctx);
   const bool streaming = out.size() >= static_cast<std::size_t>(kStreamingElements);

@@ -1,14 +1,16 @@
 // Top-k: sends the k largest entries of v = gradient + residual by magnitude, and keeps the rest in
 // the residual (Lin et al., Deep Gradient Compression, ICLR 2018, arXiv 1712.01887; error feedback
 // after Stich et al., Sparsified SGD with Memory, NeurIPS 2018). Indices travel as Rice-coded gaps
-// or as a bitmap, values as fp32, bf16 or 8 bits; what rounding loses stays in the residual.
+// or as a bitmap, values as fp32, bf16 or 1 to 8 bits; what rounding loses stays in the residual.
 //
 // The codec is immutable and safe to call from several threads. It owns nothing of the caller's.
 // The selection, and so the body, is the same on every SIMD target and thread count.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "compressors/core/codec.h"
 #include "compressors/core/family.h"
@@ -16,10 +18,17 @@
 namespace thinwire {
 
 enum class TopKValues : std::uint8_t {
-  kF32 = 0,   // exact
-  kBF16 = 1,  // round to nearest even
-  kQ8 = 2,    // sign and 7 bits between the smallest and the block's largest magnitude
+  kF32 = 0,      // exact
+  kBF16 = 1,     // round to nearest even
+  kQ8 = 2,       // sign and 7 bits between the smallest and the block's largest magnitude
+  kQ4 = 3,       // the same with 3 bits
+  kQ2 = 4,       // the same with 1 bit
+  kTernary = 5,  // sign; one magnitude, the mean (Sattler et al., STC, arXiv 1903.02891)
 };
+
+// As specs spell them, in the order of TopKValues.
+inline constexpr std::array<std::string_view, 6> kTopKValuesWords = {"fp32", "bf16", "q8",
+                                                                     "q4",   "q2",   "ternary"};
 
 enum class TopKSelect : std::uint8_t {
   kExact,    // exactly the k largest magnitudes, ties to the lowest index; zeros are never sent

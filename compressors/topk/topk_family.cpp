@@ -10,16 +10,13 @@ namespace {
 
 constexpr std::array<std::string_view, 1> kWords = {"topk"};
 constexpr std::array kOptions = {
-    FamilyOption{"values", "fp32 | bf16 | q8", "fp32", "how the entries' values are sent"},
+    FamilyOption{"values", "fp32 | bf16 | q8 | q4 | q2 | ternary", "fp32",
+                 "how the entries' values are sent; ternary: signs and one magnitude"},
     FamilyOption{"select", "exact | sampled", "exact",
                  "sampled: 0.8 k to k entries, by a threshold estimated from a sample"},
 };
 
 void make(const SpecReader& reader, Codec& codec) {
-  constexpr std::array<std::string_view, 3> kValues = {"fp32", "bf16", "q8"};
-  constexpr std::array kLaterValues = {LaterWord{"q4", "values=q8 is the narrowest"},
-                                       LaterWord{"q2", "values=q8 is the narrowest"},
-                                       LaterWord{"ternary", "values=q8 is the narrowest"}};
   constexpr std::array<std::string_view, 2> kSelect = {"exact", "sampled"};
   constexpr std::array kLaterSelect = {
       LaterWord{"carried", "select=sampled estimates the threshold anew each step"}};
@@ -31,7 +28,7 @@ void make(const SpecReader& reader, Codec& codec) {
   } else {
     options.density = reader.share("density", main, true, "0.01");
   }
-  options.values = static_cast<TopKValues>(reader.choice("values", kValues, 0, kLaterValues));
+  options.values = static_cast<TopKValues>(reader.choice("values", kTopKValuesWords, 0));
   options.select = static_cast<TopKSelect>(reader.choice("select", kSelect, 0, kLaterSelect));
   codec.payload = make_topk_codec(options);
 }

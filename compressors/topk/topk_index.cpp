@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "compressors/core/error.h"
@@ -11,6 +12,9 @@ namespace {
 
 constexpr int kMaxParameter = 31;
 constexpr std::uint64_t kWordBits = 64;
+// A gap whose quotient is not below this comes as so many zeros, a one and all its bits.
+constexpr int kLongQuotient = 24;
+constexpr int kLongGapBits = 32;
 
 static_assert(std::endian::native == std::endian::little, "words are stored as they lie");
 
@@ -37,7 +41,7 @@ class BitWriter {
   // Fewer than 8 bits wait in word_, so that this many more fit.
   static constexpr int kEarlyBits = 56;
 
-  explicit BitWriter(std::byte* out) : begin_(out), out_(out) {}
+  explicit BitWriter(std::byte* out) : out_(out) {}
 
   // length in [0, kEarlyBits]; bits above it are zero. Stores nothing beyond the bits put.
   void put(std::uint64_t bits, int length) {
@@ -56,9 +60,8 @@ class BitWriter {
     advance();
   }
 
-  std::size_t finish() {
+  void finish() {
     if (fill_ > 0) std::memcpy(out_, &word_, 1);
-    return static_cast<std::size_t>(out_ - begin_) + (fill_ > 0 ? 1 : 0);
   }
 
  private:
@@ -69,13 +72,12 @@ class BitWriter {
     fill_ &= 7;
   }
 
-  std::byte* begin_;
   std::byte* out_;
   std::uint64_t word_ = 0;
   int fill_ = 0;
 };
 
-std::size_t write_gaps(int parameter, std::span<const std::uint32_t> indices, std::byte* out) {
+void write_gaps(int parameter, std::span<const std::uint32_t> indices, std::byte* out) {
   BitWriter writer(out);
   const std::uint64_t mask = (std::uint64_t{1} << parameter) - 1;
   std::uint64_t lowest = 0;
@@ -86,57 +88,93 @@ std::size_t write_gaps(int parameter, std::span<const std::uint32_t> indices, st
   for (std::size_t i = 0; i < indices.size(); ++i) {
     const std::uint64_t gap = indices[i] - lowest;
     lowest = std::uint64_t{indices[i]} + 1;
-    std::uint64_t quotient = gap >> parameter;
-    const std::uint64_t code = ((gap & mask) << 1) | 1;
-    const auto length = static_cast<int>(std::min<std::uint64_t>(quotient, 64)) + 1 + parameter;
-    if (i < early && length <= BitWriter::kEarlyBits) [[likely]] {
-      writer.put_early(code << quotient, length);
+    const std::uint64_t quotient = gap >> parameter;
+    if (quotient >= kLongQuotient) [[unlikely]] {
+      writer.put(std::uint64_t{1} << kLongQuotient, kLongQuotient + 1);
+      writer.put(gap, kLongGapBits);
       continue;
     }
-    while (quotient + static_cast<std::uint64_t>(parameter) + 1 > BitWriter::kEarlyBits) {
-      const std::uint64_t zeros = std::min<std::uint64_t>(quotient, 16);
-      writer.put(0, static_cast<int>(zeros));
-      quotient -= zeros;
-    }
-    writer.put(code << quotient, static_cast<int>(quotient) + 1 + parameter);
+    const std::uint64_t code = ((gap & mask) << 1 | 1) << quotient;
+    const auto length = static_cast<int>(quotient) + 1 + parameter;
+    i < early ? writer.put_early(code, length) : writer.put(code, length);
   }
-  return writer.finish();
+  writer.finish();
 }
 
-std::size_t write_bitmap(std::int64_t n, std::span<const std::uint32_t> indices, std::byte* out) {
+void write_bitmap(std::int64_t n, std::span<const std::uint32_t> indices, std::byte* out) {
   const auto bytes = static_cast<std::size_t>((n + 7) / 8);
   std::memset(out, 0, bytes);
   for (const std::uint32_t index : indices) {
     out[index / 8] |= static_cast<std::byte>(1U << (index % 8));
   }
-  return bytes;
+}
+
+// Bits of the gaps at parameter b.
+std::uint64_t gap_bits(std::span<const std::uint32_t> indices, int b) {
+  const auto long_code = static_cast<std::uint32_t>(kLongQuotient + kLongGapBits - b);
+  const auto code = [&](std::uint32_t gap) {
+    const std::uint32_t quotient = gap >> b;
+    return quotient < kLongQuotient ? quotient : long_code;
+  };
+  std::uint64_t bits = code(indices[0]) + indices.size() * static_cast<std::uint64_t>(b + 1);
+  for (std::size_t i = 1; i < indices.size(); ++i) bits += code(indices[i] - indices[i - 1] - 1);
+  return bits;
+}
+
+// What the gaps of `count` independent positions take at parameter b, in the mean and six standard
+// deviations more. A gap of at least g more has probability (1 - p)^g, so that the quotients are
+// geometric with ratio (1 - p)^(2^b). Plain products only: they round alike on every host.
+double likely_bits(double n, double count, int b) {
+  double ratio = 1 - count / n;
+  for (int i = 0; i < b; ++i) ratio *= ratio;
+  const double mean = ratio / (1 - ratio);
+  const double deviation = std::sqrt(ratio * count) / (1 - ratio);
+  return count * (b + 1) + count * mean + 6 * deviation;
 }
 
 }  // namespace
 
-TopKIndexPlan plan_topk_indices(std::int64_t n, std::int64_t count) {
-  if (count == 0) return {};
-  TopKIndexPlan plan{.bitmap = true, .parameter = 0, .worst_bytes = 0};
-  auto best_bits = static_cast<std::uint64_t>(n);
+std::size_t plan_topk_indices(std::int64_t n, std::int64_t count) {
+  if (count == 0) return 0;
+  const auto positions = static_cast<std::uint64_t>(n);
   const auto entries = static_cast<std::uint64_t>(count);
-  const std::uint64_t gaps = static_cast<std::uint64_t>(n) - entries;  // their sum at most
+  std::uint64_t least = positions;  // a bitmap
   for (int b = 0; b <= kMaxParameter; ++b) {
-    const std::uint64_t bits = entries * static_cast<std::uint64_t>(b + 1) + (gaps >> b);
-    if (bits < best_bits) {
-      best_bits = bits;
-      plan.bitmap = false;
-      plan.parameter = b;
-    }
+    const std::uint64_t worst =
+        entries * static_cast<std::uint64_t>(b + 1) + ((positions - entries) >> b);
+    const double likely = likely_bits(static_cast<double>(n), static_cast<double>(count), b);
+    const std::uint64_t bits =
+        likely < static_cast<double>(worst) ? static_cast<std::uint64_t>(likely) + 1 : worst;
+    least = std::min(least, bits);
   }
-  plan.worst_bytes = static_cast<std::size_t>((best_bits + 7) / 8);
-  return plan;
+  return static_cast<std::size_t>((least + 7) / 8);
 }
 
-std::size_t write_topk_indices(const TopKIndexPlan& plan, std::int64_t n,
-                               std::span<const std::uint32_t> indices, std::span<std::byte> out) {
-  if (indices.empty()) return 0;
-  return plan.bitmap ? write_bitmap(n, indices, out.data())
-                     : write_gaps(plan.parameter, indices, out.data());
+TopKIndexCoding choose_topk_coding(std::int64_t n, std::span<const std::uint32_t> indices) {
+  if (indices.empty()) return {};
+  const std::uint64_t mean_gap = static_cast<std::uint64_t>(n) / indices.size();
+  int b = std::max(0, static_cast<int>(std::bit_width(mean_gap)) - 1);
+  std::uint64_t bits = gap_bits(indices, b);
+  const auto step = [&](int by) {
+    const std::uint64_t other = gap_bits(indices, b + by);
+    if (by > 0 ? other >= bits : other > bits) return false;
+    bits = other;
+    b += by;
+    return true;
+  };
+  while (b > 0 && step(-1)) continue;
+  while (b < kMaxParameter && step(1)) continue;
+  if (static_cast<std::uint64_t>(n) <= bits) {
+    return {.bitmap = true, .parameter = 0, .bits = static_cast<std::uint64_t>(n)};
+  }
+  return {.bitmap = false, .parameter = b, .bits = bits};
+}
+
+void write_topk_indices(const TopKIndexCoding& coding, std::int64_t n,
+                        std::span<const std::uint32_t> indices, std::span<std::byte> out) {
+  if (indices.empty()) return;
+  coding.bitmap ? write_bitmap(n, indices, out.data())
+                : write_gaps(coding.parameter, indices, out.data());
 }
 
 TopKIndexReader::TopKIndexReader(bool bitmap, int parameter, std::int64_t n, std::int64_t count,
@@ -188,13 +226,13 @@ std::uint64_t TopKIndexReader::Bits::take(int count) {
   return value;
 }
 
-// Any gap, the quotient bit by bit, so that a hostile one ends at n.
+// Any gap, the quotient bit by bit.
 std::uint64_t TopKIndexReader::read_gap(Bits& bits) const {
   std::uint64_t quotient = 0;
   while (bits.take(1) == 0) {
-    ++quotient;
-    if (quotient << parameter_ >= n_) corrupt("gap beyond the tensor");
+    if (++quotient > kLongQuotient) corrupt("gap code too long");
   }
+  if (quotient == kLongQuotient) return bits.take(kLongGapBits);
   return (quotient << parameter_) | bits.take(parameter_);
 }
 
@@ -210,13 +248,13 @@ std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
     for (std::uint32_t& index : out.subspan(first, std::min(group, out.size() - first))) {
       int quotient = std::countr_zero(bits.buffer);
       int length = quotient + 1 + parameter;
-      if (length > std::min(bits.buffered, 63)) [[unlikely]] {
+      if (length > bits.buffered) [[unlikely]] {
         bits.refill();
         quotient = std::countr_zero(bits.buffer);
         length = quotient + 1 + parameter;
       }
       std::uint64_t gap = 0;
-      if (length <= std::min(bits.buffered, 63)) [[likely]] {
+      if (quotient < kLongQuotient && length <= bits.buffered) [[likely]] {
         gap = (static_cast<std::uint64_t>(quotient) << parameter) |
               (bits.buffer >> quotient >> 1 & mask);
         bits.buffer >>= length;

@@ -1,7 +1,6 @@
-// Positions of a sparse selection as bytes: Rice-coded gaps (Golomb 1966, Rice 1979) or a bitmap.
-// The parameter minimises the worst case over all selections of `count` out of `n` positions, so a
-// slot sized for k entries fits every selection of at most k. Layout in FORMAT.md, "topk".
-// Pure functions and plain values, thread-safe; the caller owns all memory.
+// Positions of a sparse selection as bytes: Rice-coded gaps (Golomb 1966, Rice 1979), long ones as
+// they are, or a bitmap, whichever is shorter. Layout in FORMAT.md, "topk". Pure functions and
+// plain values, thread-safe; the caller owns all memory.
 #pragma once
 
 #include <cstddef>
@@ -10,23 +9,30 @@
 
 namespace thinwire {
 
-struct TopKIndexPlan {
+struct TopKIndexCoding {
   bool bitmap = false;
   int parameter = 0;  // b, the low bits of a gap that are sent plainly; in [0, 31]
-  std::size_t worst_bytes = 0;
+  std::uint64_t bits = 0;
+
+  std::size_t bytes() const { return static_cast<std::size_t>((bits + 7) / 8); }
 };
 
-// For `count` of `n` positions, 0 <= count <= n < 2^32. worst_bytes never falls when count grows.
-TopKIndexPlan plan_topk_indices(std::int64_t n, std::int64_t count);
+// The bytes that a slot plans for `count` of `n` positions, 0 <= count <= n < 2^32: what
+// independent positions take, and six standard deviations more; at most a bitmap. The same on every
+// host.
+std::size_t plan_topk_indices(std::int64_t n, std::int64_t count);
 
-// Writes the ascending `indices`, all < n, to `out` (plan.worst_bytes long) and returns the bytes
-// written; `out` beyond them is untouched.
-std::size_t write_topk_indices(const TopKIndexPlan& plan, std::int64_t n,
-                               std::span<const std::uint32_t> indices, std::span<std::byte> out);
+// The shorter of a bitmap and the gaps of the ascending `indices`, all < n, at the parameter that
+// is found from log2(n / count) downhill.
+TopKIndexCoding choose_topk_coding(std::int64_t n, std::span<const std::uint32_t> indices);
+
+// Writes the indices to `out` (coding.bytes() long).
+void write_topk_indices(const TopKIndexCoding& coding, std::int64_t n,
+                        std::span<const std::uint32_t> indices, std::span<std::byte> out);
 
 // Reads `count` ascending indices < n in batches. Any bytes are accepted: CorruptPayload as soon as
-// they cannot have been written for these n, count and plan. O(count) time, for a bitmap O(n / 64)
-// more; no allocation.
+// they cannot have been written for these n, count and coding. O(count) time, for a bitmap O(n /
+// 64) more; no allocation.
 class TopKIndexReader {
  public:
   // bitmap: `parameter` is not looked at.

@@ -56,7 +56,31 @@ void put_bf16(std::vector<std::byte>& body, std::vector<float>& values) {
   }
 }
 
-void put_q8(std::vector<std::byte>& body, std::vector<float>& values) {
+// One scale of `width` bits: a step and the bits of the magnitude that it stands for.
+struct Step {
+  std::uint64_t step;
+  std::uint64_t magnitude;
+};
+
+Step step_of(int width, std::uint32_t bits, std::uint32_t low, std::uint64_t range) {
+  const double offset = bits - low;
+  if (width == 8) {
+    const double steps_per_bit = range == 0 ? 0 : 127.0 / static_cast<double>(range);
+    const auto step = static_cast<std::uint64_t>(std::floor(offset * steps_per_bit + 0.5));
+    return {std::min<std::uint64_t>(step, 127),
+            low + (range * std::min<std::uint64_t>(step, 127) + 63) / 127};
+  }
+  const std::uint64_t bins = std::uint64_t{1} << (width - 1);
+  const double bins_per_bit =
+      range == 0 ? 0 : static_cast<double>(bins) / static_cast<double>(range);
+  const std::uint64_t bin =
+      std::min(static_cast<std::uint64_t>(std::floor(offset * bins_per_bit)), bins - 1);
+  const std::uint64_t begin = low + range / bins * bin;
+  const float most = 1.5F * std::bit_cast<float>(static_cast<std::uint32_t>(begin));
+  return {bin, std::min<std::uint64_t>(begin + range / (2 * bins), magnitude_bits(most))};
+}
+
+void put_scaled(std::vector<std::byte>& body, std::vector<float>& values, int width) {
   std::uint32_t low = std::numeric_limits<std::uint32_t>::max();
   for (const float value : values) low = std::min(low, magnitude_bits(value));
   put_bytes(body, low, 4);
@@ -70,21 +94,73 @@ void put_q8(std::vector<std::byte>& body, std::vector<float>& values) {
     put_bytes(body, end, 2);
     ends.push_back(std::max(end * 0x10000, low));
   }
+  Bits bits(body);
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const std::uint64_t range = ends[i / 256] - low;
-    std::uint64_t step = 0;
-    if (range > 0) {
-      const double steps_per_bit = 127.0 / static_cast<double>(range);
-      step = static_cast<std::uint64_t>(
-          std::floor(static_cast<double>(magnitude_bits(values[i]) - low) * steps_per_bit + 0.5));
-      step = std::min<std::uint64_t>(step, 127);
-    }
+    const Step step = step_of(width, magnitude_bits(values[i]), low, ends[i / 256] - low);
     const bool negative = std::signbit(values[i]);
-    put_bytes(body, (negative ? 128 : 0) + step, 1);
-    const float decoded =
-        std::bit_cast<float>(static_cast<std::uint32_t>(low + (range * step + 63) / 127));
+    for (int bit = 0; bit < width - 1; ++bit) bits.put((step.step >> bit & 1) != 0);
+    bits.put(negative);
+    const float decoded = std::bit_cast<float>(static_cast<std::uint32_t>(step.magnitude));
     values[i] = negative ? -decoded : decoded;
   }
+}
+
+void put_ternary(std::vector<std::byte>& body, std::vector<float>& values) {
+  double sum = 0;
+  for (const float value : values) sum += std::fabs(static_cast<double>(value));
+  const auto mean = static_cast<float>(sum / static_cast<double>(values.size()));
+  put_bytes(body, std::bit_cast<std::uint32_t>(mean), 4);
+  Bits bits(body);
+  for (float& value : values) {
+    bits.put(std::signbit(value));
+    value = std::signbit(value) ? -mean : mean;
+  }
+}
+
+void put_values(TopKValues kind, std::vector<std::byte>& body, std::vector<float>& values) {
+  switch (kind) {
+    case TopKValues::kF32:
+      for (const float x : values) put_bytes(body, std::bit_cast<std::uint32_t>(x), 4);
+      return;
+    case TopKValues::kBF16:
+      return put_bf16(body, values);
+    case TopKValues::kQ8:
+      return put_scaled(body, values, 8);
+    case TopKValues::kQ4:
+      return put_scaled(body, values, 4);
+    case TopKValues::kQ2:
+      return put_scaled(body, values, 2);
+    case TopKValues::kTernary:
+      return put_ternary(body, values);
+  }
+}
+
+struct Coding {
+  bool bitmap = false;
+  int parameter = 0;
+  std::uint64_t bits = 0;
+};
+
+std::uint64_t gap_bits(std::span<const std::uint32_t> indices, int b) {
+  std::uint64_t bits = 0;
+  std::uint64_t lowest = 0;
+  for (const std::uint32_t index : indices) {
+    const std::uint64_t gap = index - lowest;
+    bits += gap >> b < 24 ? (gap >> b) + 1 + static_cast<std::uint64_t>(b) : 24 + 1 + 32;
+    lowest = std::uint64_t{index} + 1;
+  }
+  return bits;
+}
+
+// From log2(n / m) down while the gaps do not get longer, up while they get shorter; or a bitmap.
+Coding shortest_coding(std::span<const std::uint32_t> indices, std::size_t n) {
+  if (indices.empty()) return {};
+  int b = static_cast<int>(std::log2(static_cast<double>(n / indices.size())));
+  while (b > 0 && gap_bits(indices, b - 1) <= gap_bits(indices, b)) --b;
+  while (b < 31 && gap_bits(indices, b + 1) < gap_bits(indices, b)) ++b;
+  const std::uint64_t bits = gap_bits(indices, b);
+  if (n <= bits) return {.bitmap = true, .parameter = 0, .bits = n};
+  return {.bitmap = false, .parameter = b, .bits = bits};
 }
 
 void put_indices(std::vector<std::byte>& body, std::span<const std::uint32_t> indices,
@@ -99,9 +175,10 @@ void put_indices(std::vector<std::byte>& body, std::span<const std::uint32_t> in
   std::uint64_t lowest = 0;
   for (const std::uint32_t index : indices) {
     const std::uint64_t gap = index - lowest;
-    for (std::uint64_t i = 0; i < gap >> parameter; ++i) bits.put(false);
+    const std::uint64_t quotient = std::min<std::uint64_t>(gap >> parameter, 24);
+    for (std::uint64_t i = 0; i < quotient; ++i) bits.put(false);
     bits.put(true);
-    for (int i = 0; i < parameter; ++i) bits.put((gap >> i & 1) != 0);
+    for (int i = 0; i < (quotient == 24 ? 32 : parameter); ++i) bits.put((gap >> i & 1) != 0);
     lowest = std::uint64_t{index} + 1;
   }
 }
@@ -137,37 +214,35 @@ TopKReference encode_topk_reference(const TopKOptions& options, std::span<const 
                   [&](std::uint32_t i) { return most - magnitude_bits(v[i]) > 126U * (1U << 23); });
   }
 
-  // The smallest worst case: a bitmap, or the first of the best gap parameters.
-  bool bitmap = !indices.empty();
-  int parameter = 0;
-  std::uint64_t best = n;
-  for (int b = 0; b < 32 && !indices.empty(); ++b) {
-    const std::uint64_t bits =
-        indices.size() * static_cast<std::uint64_t>(b + 1) + ((n - indices.size()) >> b);
-    if (bits < best) {
-      best = bits;
-      bitmap = false;
-      parameter = b;
-    }
-  }
   TopKReference result;
-  const auto values_mode = static_cast<unsigned>(options.values);
-  put_bytes(result.body, 16, 1);
-  put_bytes(result.body, static_cast<unsigned>(parameter) + (bitmap ? 32 : 0) + 64 * values_mode,
-            1);
-  put_bytes(result.body, indices.size(), 4);
+  const auto kind = static_cast<unsigned>(options.values);
   std::vector<float> values;
-  for (const std::uint32_t i : indices) values.push_back(v[i]);
-  if (!values.empty()) {
-    if (options.values == TopKValues::kF32) {
-      for (const float x : values) put_bytes(result.body, std::bit_cast<std::uint32_t>(x), 4);
-    } else if (options.values == TopKValues::kBF16) {
-      put_bf16(result.body, values);
-    } else {
-      put_q8(result.body, values);
+  Coding coding;
+  // The smallest entries go until the rest fits into the slot.
+  const std::size_t slot = make_topk_codec(options)->slot_bytes(static_cast<std::int64_t>(n));
+  for (;;) {
+    values.clear();
+    for (const std::uint32_t i : indices) values.push_back(v[i]);
+    coding = shortest_coding(indices, n);
+    std::vector<std::byte> section;
+    if (!values.empty()) put_values(options.values, section, values);
+    const std::uint64_t room = 8 * (slot - 6 - section.size());
+    if ((coding.bits + 7) / 8 * 8 <= room) {
+      put_bytes(result.body, 16 + kind / 3, 1);
+      put_bytes(
+          result.body,
+          static_cast<unsigned>(coding.parameter) + (coding.bitmap ? 32 : 0) + 64 * (kind % 3), 1);
+      put_bytes(result.body, indices.size(), 4);
+      result.body.insert(result.body.end(), section.begin(), section.end());
+      break;
     }
-    put_indices(result.body, indices, n, bitmap, parameter);
+    const auto saved = static_cast<std::uint64_t>(std::max(coding.parameter, 1));
+    const std::uint64_t dropped = (coding.bits - room + saved - 1) / saved;
+    std::vector<float> sent(n);
+    for (const std::uint32_t i : indices) sent[i] = v[i];
+    indices = select(sent, indices.size() - std::min<std::size_t>(indices.size(), dropped));
   }
+  if (!values.empty()) put_indices(result.body, indices, n, coding.bitmap, coding.parameter);
   result.residual = v;
   for (std::size_t i = 0; i < indices.size(); ++i) result.residual[indices[i]] -= values[i];
   return result;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "compressors/core/convert.h"
@@ -39,23 +40,63 @@ void check_finite(bool finite) {
 
 std::size_t blocks(std::size_t count) { return (count + kTopKBlock - 1) / kTopKBlock; }
 
-// The 8-bit scale is linear in the bits of the magnitude, which makes it linear in the value inside
-// an octave and logarithmic across octaves: one outlier costs the rest little, and `low` is exact.
+// Scales are linear in the bits of the magnitude, which makes them linear in the value inside an
+// octave and logarithmic across octaves: one outlier costs the rest little.
 struct Scale {
   std::uint32_t low;    // bits
   std::uint32_t range;  // bits between low and the block's upper end
+};
 
-  std::uint32_t magnitude(std::uint32_t step) const {
-    return low + static_cast<std::uint32_t>((std::uint64_t{range} * step + kSteps / 2) / kSteps);
+// 8 bits: 127 steps from end to end, so that `low` is exact.
+struct Fine {
+  static constexpr int kBits = 8;
+
+  static std::uint32_t step(const Scale& scale, std::uint32_t magnitude, double steps_per_bit) {
+    return std::min(static_cast<std::uint32_t>((magnitude - scale.low) * steps_per_bit + 0.5),
+                    kSteps);
+  }
+  static double steps_per_bit(const Scale& scale) {
+    return scale.range == 0 ? 0.0 : double{kSteps} / scale.range;
+  }
+  static std::uint32_t magnitude(const Scale& scale, std::uint32_t step) {
+    return scale.low +
+           static_cast<std::uint32_t>((std::uint64_t{scale.range} * step + kSteps / 2) / kSteps);
   }
 };
+
+// 4 and 2 bits: equal bins, each decoded to its middle, but to no more than 1.5 times its lower
+// end: what is missing is less than the value, however wide a bin is.
+template <int kWidth>
+struct Coarse {
+  static constexpr int kBits = kWidth;
+  static constexpr std::uint32_t kBins = 1U << (kWidth - 1);
+
+  static std::uint32_t step(const Scale& scale, std::uint32_t magnitude, double steps_per_bit) {
+    return std::min(static_cast<std::uint32_t>((magnitude - scale.low) * steps_per_bit), kBins - 1);
+  }
+  static double steps_per_bit(const Scale& scale) {
+    return scale.range == 0 ? 0.0 : double{kBins} / scale.range;
+  }
+  static std::uint32_t magnitude(const Scale& scale, std::uint32_t step) {
+    const std::uint32_t begin = scale.low + scale.range / kBins * step;
+    return std::min(begin + scale.range / (2 * kBins), bits_of(1.5F * float_of(begin)));
+  }
+};
+
+std::size_t scaled_bytes(std::size_t bits, std::size_t count) {
+  return sizeof(std::uint32_t) + blocks(count) * sizeof(std::uint16_t) + (count * bits + 7) / 8;
+}
 
 Scale block_scale(std::uint32_t low, std::uint16_t high) {
   const std::uint32_t end = static_cast<std::uint32_t>(high) << 16;
   return {.low = low, .range = end > low ? end - low : 0};
 }
 
-void write_q8(std::span<float> values, std::byte* out) {
+// Codes of kBits, the first one lowest in its byte: sign above step.
+template <typename Code>
+void write_scaled(std::span<float> values, std::byte* out) {
+  constexpr int kBits = Code::kBits;
+  constexpr std::size_t kCodesAByte = 8 / kBits;
   std::uint32_t low = kInfBits32;
   for (const float value : values) low = std::min(low, bits_of(value) & kMagnitudeMask);
   store(out, low);
@@ -70,34 +111,72 @@ void write_q8(std::span<float> values, std::byte* out) {
     store(ends, high);
     ends += sizeof high;
     const Scale scale = block_scale(low, high);
-    const double steps_per_bit = scale.range == 0 ? 0.0 : double{kSteps} / scale.range;
-    for (float& value : block) {
-      const std::uint32_t bits = bits_of(value);
-      const double position = ((bits & kMagnitudeMask) - low) * steps_per_bit;
-      const auto step = std::min(static_cast<std::uint32_t>(position + 0.5), kSteps);
+    const double steps_per_bit = Code::steps_per_bit(scale);
+    std::uint32_t byte = 0;
+    for (std::size_t i = 0; i < block.size(); ++i) {
+      const std::uint32_t bits = bits_of(block[i]);
+      const std::uint32_t step = Code::step(scale, bits & kMagnitudeMask, steps_per_bit);
       const std::uint32_t sign = bits & ~kMagnitudeMask;
-      *codes++ = static_cast<std::byte>(sign >> 24 | step);
-      value -= float_of(sign | scale.magnitude(step));
+      const auto place = static_cast<int>(i % kCodesAByte) * kBits;
+      byte |= (sign >> (32 - kBits) | step) << place;
+      if (place + kBits == 8 || i + 1 == block.size()) {
+        *codes++ = static_cast<std::byte>(byte);
+        byte = 0;
+      }
+      block[i] -= float_of(sign | Code::magnitude(scale, step));
     }
   }
 }
 
-void read_q8(std::span<const std::byte> section, std::size_t count, std::size_t first,
-             std::span<float> out) {
+template <typename Code>
+void read_scaled(std::span<const std::byte> section, std::size_t count, std::size_t first,
+                 std::span<float> out) {
+  constexpr int kBits = Code::kBits;
+  constexpr std::size_t kCodesAByte = 8 / kBits;
+  constexpr std::uint32_t kSign = 1U << (kBits - 1);
   const auto low = load<std::uint32_t>(section.data());
   check_finite(low < kInfBits32);
   const std::byte* ends = section.data() + sizeof low;
-  const std::byte* codes = ends + blocks(count) * sizeof(std::uint16_t) + first;
+  const std::byte* codes = ends + blocks(count) * sizeof(std::uint16_t) + first / kCodesAByte;
   ends += first / kTopKBlock * sizeof(std::uint16_t);
   for (std::size_t at = 0; at < out.size(); at += kTopKBlock) {
     const auto high = load<std::uint16_t>(ends);
     ends += sizeof high;
     check_finite(high <= kMaxBF16);
     const Scale scale = block_scale(low, high);
-    for (float& value : out.subspan(at, std::min(kTopKBlock, out.size() - at))) {
-      const auto code = std::to_integer<std::uint32_t>(*codes++);
-      value = float_of((code & 0x80) << 24 | scale.magnitude(code & 0x7F));
+    const auto block = out.subspan(at, std::min(kTopKBlock, out.size() - at));
+    for (std::size_t i = 0; i < block.size(); ++i) {
+      const auto byte = std::to_integer<std::uint32_t>(codes[i / kCodesAByte]);
+      const std::uint32_t code = byte >> (i % kCodesAByte * kBits) & (2 * kSign - 1);
+      const std::uint32_t magnitude = Code::magnitude(scale, code & (kSign - 1));
+      block[i] = float_of((code & kSign) << (32 - kBits) | magnitude);
     }
+    codes += kTopKBlock / kCodesAByte;
+  }
+}
+
+void write_ternary(std::span<float> values, std::byte* out) {
+  double sum = 0;
+  for (const float value : values) sum += std::fabs(double{value});
+  const auto mean = static_cast<float>(sum / static_cast<double>(values.size()));
+  store(out, mean);
+  out += sizeof mean;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::uint32_t sign = bits_of(values[i]) & ~kMagnitudeMask;
+    if (i % 8 == 0) out[i / 8] = std::byte{0};
+    out[i / 8] |= static_cast<std::byte>(sign >> 31 << (i % 8));
+    values[i] -= float_of(sign | bits_of(mean));
+  }
+}
+
+void read_ternary(std::span<const std::byte> section, std::size_t first, std::span<float> out) {
+  const auto mean = load<std::uint32_t>(section.data());
+  check_finite(mean < kInfBits32);
+  const std::byte* signs = section.data() + sizeof mean;
+  for (float& value : out) {
+    const auto byte = std::to_integer<std::uint32_t>(signs[first / 8]);
+    value = float_of(mean | (byte >> (first % 8) & 1) << 31);
+    ++first;
   }
 }
 
@@ -111,7 +190,13 @@ std::size_t topk_value_bytes(TopKValues kind, std::size_t count) {
     case TopKValues::kBF16:
       return 2 * count;
     case TopKValues::kQ8:
-      return sizeof(std::uint32_t) + blocks(count) * sizeof(std::uint16_t) + count;
+      return scaled_bytes(8, count);
+    case TopKValues::kQ4:
+      return scaled_bytes(4, count);
+    case TopKValues::kQ2:
+      return scaled_bytes(2, count);
+    case TopKValues::kTernary:
+      return sizeof(float) + (count + 7) / 8;
   }
   return 0;
 }
@@ -133,8 +218,13 @@ void write_topk_values(TopKValues kind, std::span<float> values, std::span<std::
       }
       return;
     case TopKValues::kQ8:
-      write_q8(values, to);
-      return;
+      return write_scaled<Fine>(values, to);
+    case TopKValues::kQ4:
+      return write_scaled<Coarse<4>>(values, to);
+    case TopKValues::kQ2:
+      return write_scaled<Coarse<2>>(values, to);
+    case TopKValues::kTernary:
+      return write_ternary(values, to);
   }
 }
 
@@ -155,8 +245,13 @@ void read_topk_values(TopKValues kind, std::span<const std::byte> section, std::
       break;
     }
     case TopKValues::kQ8:
-      read_q8(section, count, first, out);
-      return;
+      return read_scaled<Fine>(section, count, first, out);
+    case TopKValues::kQ4:
+      return read_scaled<Coarse<4>>(section, count, first, out);
+    case TopKValues::kQ2:
+      return read_scaled<Coarse<2>>(section, count, first, out);
+    case TopKValues::kTernary:
+      return read_ternary(section, first, out);
   }
   for (const float value : out) most = std::max(most, bits_of(value) & kMagnitudeMask);
   check_finite(most < kInfBits32);

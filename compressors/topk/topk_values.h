@@ -1,4 +1,4 @@
-// Values of a sparse selection as bytes: fp32, bf16, or 8 bits. Layout in FORMAT.md, "topk".
+// Values of a sparse selection as bytes: fp32, bf16, or 1 to 8 bits. Layout in FORMAT.md, "topk".
 // Pure functions, thread-safe; the caller owns all memory.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace thinwire {
 
-// Entries that share an upper end of the 8-bit scale; 16 bits for it are 1/16 bit an entry.
+// Entries that share an upper end of a scale; 16 bits for it are 1/16 bit an entry.
 inline constexpr std::size_t kTopKBlock = 256;
 
 // Octaves that the 8-bit scale may span: half a step is then at most half an octave, and
@@ -21,7 +21,8 @@ std::size_t topk_value_bytes(TopKValues kind, std::size_t count);
 
 // Writes the finite, non-zero `values` (kQ8: at most kTopKQ8Octaves apart) to `out`
 // (topk_value_bytes long) and leaves in `values` what the receiver will miss of each: value -
-// decoded, which is exact.
+// decoded, rounded once (exact for kF32, kBF16 and kQ8). All together they are shorter than the
+// values in the Euclidean norm; but for kTernary each one is at most its value.
 void write_topk_values(TopKValues kind, std::span<float> values, std::span<std::byte> out);
 
 // Values [first, first + out.size()) of a section of `count`; `first` and, but for the last call,

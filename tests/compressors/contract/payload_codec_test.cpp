@@ -18,6 +18,9 @@ std::vector<ContractCase> topks() {
           {.spec = "topk:k=1", .least_sent = 1e-5},
           {.spec = "topk:0.05,values=bf16", .least_sent = 0.049},
           {.spec = "topk:0.05,values=q8", .least_sent = 0.045},
+          {.spec = "topk:0.05,values=q4", .least_sent = 0.045},
+          {.spec = "topk:0.05,values=q2", .least_sent = 0.04},
+          {.spec = "topk:0.05,values=ternary", .least_sent = 0.04},
           {.spec = "topk:0.05,select=sampled", .least_sent = 0.03},
           {.spec = "topk:0.05,values=q8,select=sampled", .least_sent = 0.03, .large = true}};
 }

@@ -29,7 +29,8 @@ Coded code(TopKValues kind, std::vector<float> values) {
   return coded;
 }
 
-constexpr TopKValues kKinds[] = {TopKValues::kF32, TopKValues::kBF16, TopKValues::kQ8};
+constexpr TopKValues kKinds[] = {TopKValues::kF32, TopKValues::kBF16, TopKValues::kQ8,
+                                 TopKValues::kQ4,  TopKValues::kQ2,   TopKValues::kTernary};
 
 TEST(TopKValues, DecodedAndMissingAddUpToTheValue) {
   std::mt19937_64 random(3);
@@ -46,12 +47,23 @@ TEST(TopKValues, DecodedAndMissingAddUpToTheValue) {
         values[count / 2] = kind == TopKValues::kQ8 ? -0x1p60F : -kMax;
         if (count > 2) values[0] = kind == TopKValues::kQ8 ? 0x1p-66F : kTiny;
         const Coded coded = code(kind, values);
+        double missing = 0;
+        double all = 0;
         for (std::size_t i = 0; i < count; ++i) {
+          SCOPED_TRACE(testing::Message()
+                       << "kind " << static_cast<int>(kind) << ", count " << count << ", " << i);
           ASSERT_TRUE(std::isfinite(coded.decoded[i]));
-          ASSERT_EQ(coded.decoded[i] + coded.missing[i], values[i])
-              << "kind " << static_cast<int>(kind) << ", count " << count << ", entry " << i;
-          ASSERT_LE(std::fabs(coded.missing[i]), std::fabs(values[i]));
+          ASSERT_EQ(coded.missing[i], values[i] - coded.decoded[i]);
+          if (kind <= TopKValues::kQ8) {
+            ASSERT_EQ(coded.decoded[i] + coded.missing[i], values[i]);
+          }
+          if (kind != TopKValues::kTernary) {
+            ASSERT_LE(std::fabs(coded.missing[i]), std::fabs(values[i]));
+          }
+          missing += double{coded.missing[i]} * coded.missing[i];
+          all += double{values[i]} * values[i];
         }
+        EXPECT_LE(missing, all);
       }
     }
   }
@@ -76,6 +88,38 @@ TEST(TopKValues, EightBitsMissAtMostHalfAStep) {
     EXPECT_LE(std::fabs(coded.missing[i]), 0.5F * 4.0F / 127 + 1e-6F);
   }
   EXPECT_LT(missing / total, 3e-6);
+}
+
+// What density 0.001 keeps of normal values, and of heavier tails.
+TEST(TopKValues, FewBitsMissLittleOfATail) {
+  std::mt19937_64 random(4);
+  std::normal_distribution<float> normal;
+  for (const bool heavy : {false, true}) {
+    std::vector<float> values;
+    while (values.size() < 2000) {
+      const float v = normal(random);
+      if (std::fabs(v) > 3.29F) values.push_back(heavy ? v * v * v : v);
+    }
+    const std::pair<TopKValues, double> most[] = {{TopKValues::kQ4, heavy ? 0.006 : 0.0008},
+                                                  {TopKValues::kQ2, heavy ? 0.08 : 0.012},
+                                                  {TopKValues::kTernary, heavy ? 0.15 : 0.012}};
+    for (const auto& [kind, share] : most) {
+      const Coded coded = code(kind, values);
+      double missing = 0;
+      double all = 0;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        missing += double{coded.missing[i]} * coded.missing[i];
+        all += double{values[i]} * values[i];
+      }
+      EXPECT_LT(missing / all, share) << static_cast<int>(kind) << (heavy ? " heavy" : "");
+    }
+  }
+}
+
+TEST(TopKValues, TernarySendsTheMeanMagnitude) {
+  const Coded coded = code(TopKValues::kTernary, {1, -2, 3, -6});
+  EXPECT_EQ(coded.decoded, (std::vector<float>{3, -3, 3, -3}));
+  EXPECT_EQ(coded.missing, (std::vector<float>{-2, 1, 0, -3}));
 }
 
 TEST(TopKValues, EightBitsAreExactWhereAllMagnitudesAreEqual) {
