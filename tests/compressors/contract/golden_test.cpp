@@ -1,5 +1,5 @@
-// Payloads in git: an encoder or a format that changes the bytes fails here. To write them anew,
-// after a change of kPayloadVersion:  golden_test --update
+// Payloads and sizes in git: an encoder or a format that changes the bytes fails here, and a change
+// of size is seen in review. To write them anew:  golden_test --update
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -47,27 +47,64 @@ std::string path(const std::string& spec) {
   return std::string(TW_GOLDEN_FOLDER) + "/" + file + ".bin";
 }
 
-// A sealed message with one body: the third step's, so that residuals play their part.
-std::vector<std::byte> make_message(const std::string& spec) {
-  const Codec codec = make_codec(spec);
-  std::vector<std::byte> scratch_bytes(codec.payload->workspace_bytes(kElements) + 64);
+// The body of one step, behind kPayloadHeaderBytes of room.
+std::vector<std::byte> encode_message(const Codec& codec, Pattern pattern, std::int64_t n,
+                                      std::uint64_t step, Memory* memory) {
+  std::vector<std::byte> scratch_bytes(codec.payload->workspace_bytes(n) + 64);
   void* aligned = scratch_bytes.data();
   std::size_t space = scratch_bytes.size();
   std::align(64, space - 64, aligned, space);
-  const std::span<std::byte> scratch(static_cast<std::byte*>(aligned), space);
+  Array grad(DType::kF32, make_values(pattern, n, step));
+  std::vector<std::byte> message(kPayloadHeaderBytes + codec.payload->slot_bytes(n));
+  const Context ctx{.workspace = {static_cast<std::byte*>(aligned), space},
+                    .step = step,
+                    .sender = 2,
+                    .key_hash = 1};
+  const auto result = codec.payload->encode(ctx, grad.view(), memory,
+                                            std::span(message).subspan(kPayloadHeaderBytes));
+  message.resize(kPayloadHeaderBytes + result.bytes);
+  return message;
+}
+
+// A sealed message with one body: the third step's, so that residuals play their part.
+std::vector<std::byte> make_message(const std::string& spec) {
+  const Codec codec = make_codec(spec);
   Memory memory(kElements);
   std::vector<std::byte> message;
   for (std::uint64_t step = 0; step < 3; ++step) {
-    Array grad(DType::kF32, make_values(Pattern::kNormal, kElements, step));
-    message.assign(kPayloadHeaderBytes + codec.payload->slot_bytes(kElements), std::byte{0});
-    const Context ctx{.workspace = scratch, .step = step, .sender = 2, .key_hash = 1};
-    const auto result = codec.payload->encode(ctx, grad.view(), &memory,
-                                              std::span(message).subspan(kPayloadHeaderBytes));
-    message.resize(kPayloadHeaderBytes + result.bytes);
+    message = encode_message(codec, Pattern::kNormal, kElements, step, &memory);
     memory.commit();
   }
   seal_payload({.codec_id = codec.family_id, .elements = kElements}, message);
   return message;
+}
+
+std::string make_sizes() {
+  std::string table = "codec,elements,values,slot_bytes,body_bytes\n";
+  for (const char* spec : kSpecs) {
+    const Codec codec = make_codec(spec);
+    for (const std::int64_t n : {1, 1000, 100'000}) {
+      for (const Pattern pattern : {Pattern::kNormal, Pattern::kSparse}) {
+        const std::vector<std::byte> message = encode_message(codec, pattern, n, 0, nullptr);
+        // The spec in quotes: it may hold commas.
+        table += '"' + std::string(spec) + "\"," + std::to_string(n) + "," + name(pattern) + "," +
+                 std::to_string(codec.payload->slot_bytes(n)) + "," +
+                 std::to_string(message.size() - kPayloadHeaderBytes) + "\n";
+      }
+    }
+  }
+  return table;
+}
+
+std::string read_file(const std::string& name) {
+  std::ifstream file(name, std::ios::binary);
+  EXPECT_TRUE(file) << name;
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write_file(const std::string& name, const void* data, std::size_t size) {
+  std::ofstream(name, std::ios::binary)
+      .write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
 }
 
 class Golden : public testing::TestWithParam<const char*> {};
@@ -75,18 +112,19 @@ class Golden : public testing::TestWithParam<const char*> {};
 TEST_P(Golden, BytesAreThoseInGit) {
   const std::string spec = GetParam();
   const auto message = make_message(spec);
-  if (g_update) {
-    std::ofstream(path(spec), std::ios::binary)
-        .write(reinterpret_cast<const char*>(message.data()),
-               static_cast<std::streamsize>(message.size()));
-  }
-  std::ifstream file(path(spec), std::ios::binary);
-  ASSERT_TRUE(file) << path(spec);
-  const std::string golden((std::istreambuf_iterator<char>(file)), {});
+  if (g_update) write_file(path(spec), message.data(), message.size());
+  const std::string golden = read_file(path(spec));
   ASSERT_EQ(message.size(), golden.size());
   EXPECT_EQ(std::memcmp(message.data(), golden.data(), golden.size()), 0)
       << spec << ": bytes changed within payload version " << int{kPayloadVersion};
   EXPECT_EQ(open_payload(message, kElements, 2).codec_id, make_codec(spec).family_id);
+}
+
+TEST(GoldenSizes, AreThoseInGit) {
+  const std::string sizes = make_sizes();
+  const std::string file = std::string(TW_GOLDEN_FOLDER) + "/sizes.csv";
+  if (g_update) write_file(file, sizes.data(), sizes.size());
+  EXPECT_EQ(sizes, read_file(file));
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, Golden, testing::ValuesIn(kSpecs));
