@@ -49,7 +49,6 @@ constexpr std::array kLaterOptions = {
     LaterWord{"clip", "clip gradients in the training loop"},
     LaterWord{"kind", "q1 to q8 scale each block by its largest magnitude; leave kind out"},
     LaterWord{"rotate", "a smaller block=N adapts to uneven values"},
-    LaterWord{"chunk", "topk selects over the whole tensor; leave chunk out"},
 };
 
 constexpr std::array kCommonOptions = {

@@ -40,6 +40,9 @@ constexpr std::size_t kBatch = kTopKBlock;
 constexpr std::size_t kTogether = 8;
 constexpr std::size_t kSumElements = 2048;
 constexpr std::size_t kLineBytes = 64;
+// Of the least magnitude kept in a chunk: as many again are above it where values are normal, so
+// that the next chunk seldom has fewer than it keeps.
+constexpr float kNextGuess = 0.9F;
 // Sampled selection is content with this share of k.
 constexpr double kLeastShare = 0.8;
 // Below this the residual is likely still in the cache at the next step; stores around the cache
@@ -65,6 +68,7 @@ class TopKCodec final : public PayloadCodec {
       text += kTopKValuesWords[static_cast<std::size_t>(options_.values)];
     }
     if (options_.select == TopKSelect::kSampled) text += ",select=sampled";
+    if (options_.chunk > 0) text += ",chunk=" + std::to_string(options_.chunk);
     return text;
   }
 
@@ -83,9 +87,13 @@ class TopKCodec final : public PayloadCodec {
            std::span<float> out) const override;
 
  private:
-  // k of an n-element tensor, in [1, n]; 0 for n = 0.
+  // k of n elements that are selected from together, in [1, n]; 0 for n = 0.
+  std::int64_t keep_together(std::int64_t n) const;
+  // Entries of an n-element tensor.
   std::int64_t keep(std::int64_t n) const;
-  topk::ScanSummary select(const Context& ctx, topk::Scan scan, Candidates& candidates) const;
+  topk::ScanSummary select(const Context& ctx, const topk::Scan& scan,
+                           Candidates& candidates) const;
+  topk::ScanSummary select_by_chunk(const topk::Scan& scan, Candidates& candidates) const;
   // Drops the smallest candidates that the slot has no room for.
   TopKIndexCoding fit(std::int64_t n, Candidates& candidates) const;
   std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding, const Candidates& entries,
@@ -104,6 +112,11 @@ std::int64_t TopKCodec::keep(std::int64_t n) const {
                           " elements, expected at most " + std::to_string(kMaxElements) +
                           "\nhint: encode ranges of the tensor one by one");
   }
+  if (options_.chunk == 0) return keep_together(n);
+  return n / options_.chunk * keep_together(options_.chunk) + keep_together(n % options_.chunk);
+}
+
+std::int64_t TopKCodec::keep_together(std::int64_t n) const {
   if (n == 0) return 0;
   const std::int64_t wanted =
       options_.k > 0 ? options_.k : std::llround(options_.density * static_cast<double>(n));
@@ -130,8 +143,25 @@ std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
   return Workspace::bytes_for<std::uint32_t>(room) + Workspace::bytes_for<float>(room);
 }
 
+// The scan, for all but zeros, of what an earlier scan has stored or would have.
+topk::ScanSummary scan_again(const topk::Scan& scan, Candidates& c) {
+  c.count = 0;
+  c.threshold = 1;
+  topk::Scan again = scan;
+  if (scan.next != nullptr) {
+    again.grad = scan.next;
+    again.dtype = DType::kF32;
+    again.residual = nullptr;
+    again.next = nullptr;
+    again.streaming = false;
+  }
+  return topk::scan(again, c);
+}
+
 // One pass, and a second over what is stored by now if the sample misled.
-topk::ScanSummary TopKCodec::select(const Context& ctx, topk::Scan scan, Candidates& c) const {
+topk::ScanSummary TopKCodec::select(const Context& ctx, const topk::Scan& scan,
+                                    Candidates& c) const {
+  if (options_.chunk > 0) return select_by_chunk(scan, c);
   const double share = options_.select == TopKSelect::kSampled ? kLeastShare : 1.0;
   const auto enough = static_cast<std::size_t>(std::ceil(share * static_cast<double>(c.keep)));
   c.threshold =
@@ -139,20 +169,37 @@ topk::ScanSummary TopKCodec::select(const Context& ctx, topk::Scan scan, Candida
                                random_stream(ctx.key_hash, ctx.step, ctx.sender));
   const topk::ScanSummary summary = topk::scan(scan, c);
   const bool finite = summary.magnitude < topk::kInfinityBits;
-  if (finite && c.count < enough && !c.was_cut && c.threshold > 1) {
-    c.count = 0;
-    c.threshold = 1;
-    topk::Scan again = scan;
-    if (scan.next != nullptr) {
-      again.grad = scan.next;
-      again.dtype = DType::kF32;
-      again.residual = nullptr;
-      again.next = nullptr;
-      again.streaming = false;
-    }
-    topk::scan(again, c);
-  }
+  if (finite && c.count < enough && !c.was_cut && c.threshold > 1) scan_again(scan, c);
   if (finite && c.count > c.keep) topk::keep_largest(c);
+  return summary;
+}
+
+// A chunk's threshold is guessed from the chunk before.
+topk::ScanSummary TopKCodec::select_by_chunk(const topk::Scan& scan, Candidates& c) const {
+  topk::ScanSummary summary;
+  std::uint32_t guess = 1;
+  for (std::int64_t begin = 0; begin < scan.count; begin += options_.chunk) {
+    topk::Scan part = scan;
+    part.count = std::min(options_.chunk, scan.count - begin);
+    part.first = static_cast<std::uint32_t>(begin);
+    part.grad = static_cast<const char*>(scan.grad) +
+                begin * static_cast<std::int64_t>(size_bytes(scan.dtype));
+    if (scan.residual != nullptr) part.residual = scan.residual + begin;
+    if (scan.next != nullptr) part.next = scan.next + begin;
+    Candidates of_chunk{.index = c.index + c.count,
+                        .value = c.value + c.count,
+                        .capacity = c.capacity - c.count,
+                        .keep = static_cast<std::size_t>(keep_together(part.count)),
+                        .threshold = guess};
+    const topk::ScanSummary found = topk::scan(part, of_chunk);
+    summary.magnitude = std::max(summary.magnitude, found.magnitude);
+    summary.gradient_nonzero = summary.gradient_nonzero || found.gradient_nonzero;
+    if (found.magnitude >= topk::kInfinityBits) return summary;
+    if (of_chunk.count < of_chunk.keep && guess > 1) scan_again(part, of_chunk);
+    if (of_chunk.count > of_chunk.keep) topk::keep_largest(of_chunk);
+    guess = topk::part_of_least(of_chunk, kNextGuess);
+    c.count += of_chunk.count;
+  }
   return summary;
 }
 
@@ -404,6 +451,13 @@ std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options) 
   if (by_density && !(options.density > 0 && options.density <= 1)) {
     throw InvalidArgument("topk: density " + number_text(options.density) +
                           ", expected more than 0 and at most 1");
+  }
+  if (options.chunk != 0 && (options.chunk < kMinTopKChunk || options.chunk > kMaxTopKChunk)) {
+    throw InvalidArgument("topk: chunk = " + std::to_string(options.chunk) + ", expected 0 or " +
+                          std::to_string(kMinTopKChunk) + " to " + std::to_string(kMaxTopKChunk));
+  }
+  if (options.chunk != 0 && options.select == TopKSelect::kSampled) {
+    throw InvalidArgument("topk: a chunk's selection is exact, expected no select=sampled");
   }
   if (options.k < 0) {
     throw InvalidArgument("topk: k = " + std::to_string(options.k) + ", expected 1 or more");

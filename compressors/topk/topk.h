@@ -35,10 +35,16 @@ enum class TopKSelect : std::uint8_t {
   kSampled,  // all that pass a threshold estimated from a sample, between 0.8 k and k of them
 };
 
+inline constexpr std::int64_t kMinTopKChunk = 64;
+inline constexpr std::int64_t kMaxTopKChunk = 65536;
+
 struct TopKOptions {
   // Exactly one of the two is set. density in (0, 1]: k = max(1, round(density * n)).
   double density = 0;
   std::int64_t k = 0;
+  // The k largest of every `chunk` elements, the last ones perhaps fewer (SparseLoCo, arXiv
+  // 2508.15706); 0: of the tensor. In [kMinTopKChunk, kMaxTopKChunk] else.
+  std::int64_t chunk = 0;
   TopKValues values = TopKValues::kF32;
   TopKSelect select = TopKSelect::kExact;
 };

@@ -14,6 +14,8 @@ constexpr std::array kOptions = {
                  "how the entries' values are sent; ternary: signs and one magnitude"},
     FamilyOption{"select", "exact | sampled", "exact",
                  "sampled: 0.8 k to k entries, by a threshold estimated from a sample"},
+    FamilyOption{"chunk", "64 to 65536", "the whole tensor",
+                 "elements that are selected from together; k=COUNT counts in each chunk"},
 };
 
 void make(const SpecReader& reader, Codec& codec) {
@@ -30,6 +32,10 @@ void make(const SpecReader& reader, Codec& codec) {
   }
   options.values = static_cast<TopKValues>(reader.choice("values", kTopKValuesWords, 0));
   options.select = static_cast<TopKSelect>(reader.choice("select", kSelect, 0, kLaterSelect));
+  options.chunk = reader.integer("chunk", 0, kMinTopKChunk, kMaxTopKChunk);
+  if (options.chunk > 0 && options.select == TopKSelect::kSampled) {
+    reader.refuse_value("select", "a chunk's selection is exact", "exact");
+  }
   codec.payload = make_topk_codec(options);
 }
 

@@ -37,6 +37,9 @@ void keep_largest(Candidates& candidates);
 // kept.
 void compact(Candidates& candidates, std::uint32_t least, std::size_t ties);
 
+// Bits of `share`, in (0, 1], of the least magnitude among the candidates; 1 where there is none.
+std::uint32_t part_of_least(const Candidates& candidates, float share);
+
 // Drops candidates with magnitude bits below `least`, order kept.
 void drop_below(Candidates& candidates, std::uint32_t least);
 

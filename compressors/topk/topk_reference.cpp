@@ -202,10 +202,18 @@ TopKReference encode_topk_reference(const TopKOptions& options, std::span<const 
   if (std::all_of(grad.begin(), grad.end(), [](float x) { return x == 0.0F; })) {
     return one_byte(BodyMode::kEmpty);
   }
-  const double wanted = options.k > 0 ? static_cast<double>(options.k)
-                                      : std::round(options.density * static_cast<double>(n));
-  const auto k = static_cast<std::size_t>(std::clamp(wanted, 1.0, static_cast<double>(n)));
-  std::vector<std::uint32_t> indices = select(v, k);
+  std::vector<std::uint32_t> indices;
+  const std::size_t chunk = options.chunk > 0 ? static_cast<std::size_t>(options.chunk) : n;
+  for (std::size_t begin = 0; begin < n; begin += chunk) {
+    const auto part = std::span<const float>(v).subspan(begin, std::min(chunk, n - begin));
+    const auto size = static_cast<double>(part.size());
+    const double wanted =
+        options.k > 0 ? static_cast<double>(options.k) : std::round(options.density * size);
+    for (const std::uint32_t i :
+         select(part, static_cast<std::size_t>(std::clamp(wanted, 1.0, size)))) {
+      indices.push_back(static_cast<std::uint32_t>(begin) + i);
+    }
+  }
   if (options.values == TopKValues::kQ8) {
     std::uint32_t most = 0;
     for (const float x : v) most = std::max(most, magnitude_bits(x));

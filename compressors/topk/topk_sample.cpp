@@ -145,13 +145,7 @@ std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates,
   }
   if (sample.count < sample.keep) return 1;
   if (sample.count > sample.keep) keep_largest(sample);
-  std::uint32_t least = kInfinityBits - 1;
-  for (std::size_t i = 0; i < sample.count; ++i) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, sample.value + i, sizeof bits);
-    least = std::min(least, bits & kMagnitudeMask);
-  }
-  return least;
+  return std::min(part_of_least(sample, 1.0F), kInfinityBits - 1);
 }
 
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, float* out) {

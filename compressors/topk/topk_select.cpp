@@ -12,11 +12,11 @@ std::uint32_t magnitude(float value) {
 }
 
 // The rank-th largest magnitude (rank >= 1) by a histogram over the range the magnitudes span, then
-// over the bin that holds it: at most three passes, linear for any input. `above` becomes how many
-// are larger.
+// over the bin that holds it: at most 32 / kBinBits passes, rounded up, linear for any input.
+// `above` becomes how many are larger.
+template <int kBinBits>
 std::uint32_t select_magnitude(std::span<const float> values, std::size_t rank,
                                std::size_t& above) {
-  constexpr int kBinBits = 11;
   std::uint32_t low = kMagnitudeMask;
   std::uint32_t high = 0;
   for (const float value : values) {
@@ -45,11 +45,20 @@ std::uint32_t select_magnitude(std::span<const float> values, std::size_t rank,
 
 void keep_largest(Candidates& c) {
   std::size_t above = 0;
-  const std::uint32_t least =
-      select_magnitude(std::span<const float>(c.value, c.count), c.keep, above);
+  const std::span<const float> values(c.value, c.count);
+  // Few values: clearing the bins would cost more than another pass.
+  const std::uint32_t least = c.count < 1024 ? select_magnitude<6>(values, c.keep, above)
+                                             : select_magnitude<11>(values, c.keep, above);
   compact(c, least, c.keep - above);
   c.threshold = least + 1;
   c.was_cut = true;
+}
+
+std::uint32_t part_of_least(const Candidates& c, float share) {
+  if (c.count == 0) return 1;
+  std::uint32_t least = kInfinityBits;
+  for (std::size_t i = 0; i < c.count; ++i) least = std::min(least, magnitude(c.value[i]));
+  return std::max(std::bit_cast<std::uint32_t>(share * std::bit_cast<float>(least)), 1U);
 }
 
 void drop_below(Candidates& c, std::uint32_t least) {

@@ -144,6 +144,7 @@ TEST_P(TopKTargets, MatchesTheReferenceByteForByte) {
       if (random() % 4 == 0) {
         options = {.k = 1 + static_cast<std::int64_t>(random() % n), .values = options.values};
       }
+      if (random() % 3 == 0) options.chunk = std::int64_t{64} << random() % 8;
       const auto codec = make_topk_codec(options);
       SCOPED_TRACE(testing::Message() << codec->name() << ", n = " << n << ", kind = " << kind);
       Memory memory(static_cast<std::int64_t>(n),
@@ -461,6 +462,21 @@ TEST(TopK, WhatTheSlotHasNoRoomForStaysBehindSmallestFirst) {
   EXPECT_NE(memory.next()[2050 * 510 + 1], grad[2050 * 510 + 1]);
 }
 
+TEST(TopK, EveryChunkSendsItsOwnLargest) {
+  constexpr std::size_t kElements = 1000;
+  Floats grad = normals(kElements, 6);
+  for (std::size_t i = 0; i < 256; ++i) grad[i] *= 1000;
+  const auto codec = make_topk_codec({.k = 4, .chunk = 256});
+  const Floats decoded = decode(*codec, encode(*codec, grad, nullptr).body, kElements);
+  for (std::size_t begin = 0; begin < kElements; begin += 256) {
+    std::size_t count = 0;
+    for (std::size_t i = begin; i < std::min(begin + 256, kElements); ++i) {
+      count += decoded[i] != 0.0F ? 1 : 0;
+    }
+    EXPECT_EQ(count, 4U) << "chunk at " << begin;
+  }
+}
+
 TEST(TopK, EmptyTensorsMakeOneByte) {
   const auto codec = make_topk_codec({.density = 0.5});
   EXPECT_EQ(codec->slot_bytes(0), 1U);
@@ -532,6 +548,8 @@ TEST(TopK, RefusesWhatItCannotDo) {
   EXPECT_THROW(make_topk_codec({.density = -0.5}), InvalidArgument);
   EXPECT_THROW(make_topk_codec({.density = std::nan("")}), InvalidArgument);
   EXPECT_THROW(make_topk_codec({.k = -1}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.k = 1, .chunk = 63}), InvalidArgument);
+  EXPECT_THROW(make_topk_codec({.k = 1, .chunk = 65537}), InvalidArgument);
   const auto codec = make_topk_codec({.density = 0.1});
   EXPECT_THROW((void)codec->slot_bytes(std::int64_t{1} << 32), InvalidArgument);
   EXPECT_THROW((void)codec->slot_bytes(-1), InvalidArgument);
