@@ -4,26 +4,21 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <optional>
 #include <string>
 
 #include "compressors/core/codec_support.h"
 #include "compressors/core/convert.h"
-#include "compressors/core/random.h"
 #include "compressors/core/spec_text.h"
 #include "compressors/core/workspace.h"
 #include "compressors/topk/topk_index.h"
-#include "compressors/topk/topk_kernels.h"
 #include "compressors/topk/topk_sample.h"
+#include "compressors/topk/topk_selection.h"
 #include "compressors/topk/topk_values.h"
 
 namespace thinwire {
 namespace {
-
-using topk::Candidates;
-using topk::kChunkElements;
 
 // Mode; gap parameter, bitmap flag and kind of values in one byte; 32-bit count.
 constexpr std::size_t kHeaderBytes = 6;
@@ -33,28 +28,14 @@ constexpr std::uint32_t kKindsAMode = 3;
 constexpr std::uint32_t kParameterMask = 0x1F;
 constexpr std::uint32_t kBitmapFlag = 0x20;
 constexpr int kValuesShift = 6;
-constexpr std::int64_t kMaxElements = (std::int64_t{1} << 32) - 1;
 // Entries that are decoded at a time, into arrays on the stack.
 constexpr std::size_t kBatch = kTopKBlock;
 // Bodies that are summed in one pass over the sum, and the elements of a range of that pass: 8 KiB.
 constexpr std::size_t kTogether = 8;
 constexpr std::size_t kSumElements = 2048;
 constexpr std::size_t kLineBytes = 64;
-// Of the least magnitude kept in a chunk: as many again are above it where values are normal, so
-// that the next chunk seldom has fewer than it keeps.
-constexpr float kNextGuess = 0.9F;
-// Sampled selection is content with this share of k.
-constexpr double kLeastShare = 0.8;
-// Below this the residual is likely still in the cache at the next step; stores around the cache
-// pay once three such arrays no longer fit into a core's share of it, unless the residual takes the
-// gradient's place, whose lines are there anyway.
+// Sums of at least this many elements are written around the caches.
 constexpr std::int64_t kStreamingElements = std::int64_t{1} << 20;
-
-void check_dtype(const Context& ctx, DType dtype) {
-  if (dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16) return;
-  fail_argument(ctx, "topk of a tensor of dtype " + std::string(name(dtype)) +
-                         ", expected fp32, bf16 or fp16\nhint: send this tensor with codec none");
-}
 
 class TopKCodec final : public PayloadCodec {
  public:
@@ -91,13 +72,12 @@ class TopKCodec final : public PayloadCodec {
   std::int64_t keep_together(std::int64_t n) const;
   // Entries of an n-element tensor.
   std::int64_t keep(std::int64_t n) const;
-  topk::ScanSummary select(const Context& ctx, const topk::Scan& scan,
-                           Candidates& candidates) const;
-  topk::ScanSummary select_by_chunk(const topk::Scan& scan, Candidates& candidates) const;
-  // Drops the smallest candidates that the slot has no room for.
-  TopKIndexCoding fit(std::int64_t n, Candidates& candidates) const;
-  std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding, const Candidates& entries,
-                         std::span<std::byte> out) const;
+  // How many of n elements are selected together, and how.
+  topk::Choice choice(std::int64_t n) const;
+  // Drops the smallest entries that the slot has no room for.
+  TopKIndexCoding fit(std::int64_t n, topk::Candidates& entries) const;
+  std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding,
+                         const topk::Candidates& entries, std::span<std::byte> out) const;
   class Entries;
 
   std::uint32_t kind() const { return static_cast<std::uint32_t>(options_.values); }
@@ -107,20 +87,15 @@ class TopKCodec final : public PayloadCodec {
 };
 
 std::int64_t TopKCodec::keep(std::int64_t n) const {
-  if (n < 0 || n > kMaxElements) {
-    throw InvalidArgument("topk: a tensor of " + std::to_string(n) +
-                          " elements, expected at most " + std::to_string(kMaxElements) +
-                          "\nhint: encode ranges of the tensor one by one");
-  }
   if (options_.chunk == 0) return keep_together(n);
+  topk::check_size("topk", n);
   return n / options_.chunk * keep_together(options_.chunk) + keep_together(n % options_.chunk);
 }
 
 std::int64_t TopKCodec::keep_together(std::int64_t n) const {
-  if (n == 0) return 0;
-  const std::int64_t wanted =
-      options_.k > 0 ? options_.k : std::llround(options_.density * static_cast<double>(n));
-  return std::clamp<std::int64_t>(wanted, 1, n);
+  return topk::keep_count(
+      "topk", n,
+      options_.k > 0 ? static_cast<double>(options_.k) : options_.density * static_cast<double>(n));
 }
 
 std::size_t TopKCodec::slot_bytes(std::int64_t n) const {
@@ -130,126 +105,44 @@ std::size_t TopKCodec::slot_bytes(std::int64_t n) const {
          plan_topk_indices(n, k);
 }
 
-// Candidates: about 1.4 k pass the estimated threshold, so that 2 k are seldom exceeded.
-std::size_t candidate_capacity(std::int64_t n, std::int64_t k) {
-  const auto room = static_cast<std::size_t>(2 * k) + 2 * kChunkElements;
-  return std::min(room, static_cast<std::size_t>(n) + kChunkElements);
-}
-
 std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
   const std::int64_t k = keep(n);
-  if (k == 0) return 0;
-  const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
-  return Workspace::bytes_for<std::uint32_t>(room) + Workspace::bytes_for<float>(room);
+  return k == 0 ? 0 : topk::selection_bytes(n, k);
 }
 
-// The scan, for all but zeros, of what an earlier scan has stored or would have.
-topk::ScanSummary scan_again(const topk::Scan& scan, Candidates& c) {
-  c.count = 0;
-  c.threshold = 1;
-  topk::Scan again = scan;
-  if (scan.next != nullptr) {
-    again.grad = scan.next;
-    again.dtype = DType::kF32;
-    again.residual = nullptr;
-    again.next = nullptr;
-    again.streaming = false;
+topk::Choice TopKCodec::choice(std::int64_t n) const {
+  topk::Choice choice{.keep = keep(n), .sampled = options_.select == TopKSelect::kSampled};
+  if (options_.chunk > 0) {
+    choice.chunk = options_.chunk;
+    choice.keep_in_chunk = keep_together(options_.chunk);
+    choice.keep_in_last = keep_together(n % options_.chunk);
   }
-  return topk::scan(again, c);
-}
-
-// One pass, and a second over what is stored by now if the sample misled.
-topk::ScanSummary TopKCodec::select(const Context& ctx, const topk::Scan& scan,
-                                    Candidates& c) const {
-  if (options_.chunk > 0) return select_by_chunk(scan, c);
-  const double share = options_.select == TopKSelect::kSampled ? kLeastShare : 1.0;
-  const auto enough = static_cast<std::size_t>(std::ceil(share * static_cast<double>(c.keep)));
-  c.threshold =
-      topk::estimate_threshold(scan, c, options_.select == TopKSelect::kSampled ? 1.0 : 3.0,
-                               random_stream(ctx.key_hash, ctx.step, ctx.sender));
-  const topk::ScanSummary summary = topk::scan(scan, c);
-  const bool finite = summary.magnitude < topk::kInfinityBits;
-  if (finite && c.count < enough && !c.was_cut && c.threshold > 1) scan_again(scan, c);
-  if (finite && c.count > c.keep) topk::keep_largest(c);
-  return summary;
-}
-
-// A chunk's threshold is guessed from the chunk before.
-topk::ScanSummary TopKCodec::select_by_chunk(const topk::Scan& scan, Candidates& c) const {
-  topk::ScanSummary summary;
-  std::uint32_t guess = 1;
-  for (std::int64_t begin = 0; begin < scan.count; begin += options_.chunk) {
-    topk::Scan part = scan;
-    part.count = std::min(options_.chunk, scan.count - begin);
-    part.first = static_cast<std::uint32_t>(begin);
-    part.grad = static_cast<const char*>(scan.grad) +
-                begin * static_cast<std::int64_t>(size_bytes(scan.dtype));
-    if (scan.residual != nullptr) part.residual = scan.residual + begin;
-    if (scan.next != nullptr) part.next = scan.next + begin;
-    Candidates of_chunk{.index = c.index + c.count,
-                        .value = c.value + c.count,
-                        .capacity = c.capacity - c.count,
-                        .keep = static_cast<std::size_t>(keep_together(part.count)),
-                        .threshold = guess};
-    const topk::ScanSummary found = topk::scan(part, of_chunk);
-    summary.magnitude = std::max(summary.magnitude, found.magnitude);
-    summary.gradient_nonzero = summary.gradient_nonzero || found.gradient_nonzero;
-    if (found.magnitude >= topk::kInfinityBits) return summary;
-    if (of_chunk.count < of_chunk.keep && guess > 1) scan_again(part, of_chunk);
-    if (of_chunk.count > of_chunk.keep) topk::keep_largest(of_chunk);
-    guess = topk::part_of_least(of_chunk, kNextGuess);
-    c.count += of_chunk.count;
-  }
-  return summary;
+  return choice;
 }
 
 EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memory,
                                std::span<std::byte> out) const {
   const std::int64_t n = grad.elements;
   check_encode(ctx, grad, memory, out, slot_bytes(n));
-  check_dtype(ctx, grad.dtype);
-  if (n == 0) return write_mark(BodyMode::kEmpty, out);
-  if (memory != nullptr && !memory->transactional()) {
-    const BodyMode mode = look_ahead(grad, memory);
-    if (mode != BodyMode::kFamily) return write_mark(mode, out);
-  }
-
-  const std::int64_t k = keep(n);
+  topk::check_dtype(ctx, "topk", grad.dtype);
   Workspace workspace(ctx.workspace);
-  const std::size_t room = std::max(candidate_capacity(n, k), topk::sample_capacity(n, k));
-  const auto index = workspace.take<std::uint32_t>(room);
-  const auto value = workspace.take<float>(room);
-  Candidates candidates{.index = index.data(),
-                        .value = value.data(),
-                        .capacity = candidate_capacity(n, k),
-                        .keep = static_cast<std::size_t>(k)};
-  topk::Scan scan{.grad = grad.data, .dtype = grad.dtype, .count = n};
-  if (memory != nullptr) {
-    scan.residual = memory->current().data();
-    scan.decay = memory->decay();
-    scan.next = memory->next().data();
-    scan.streaming = memory->transactional() && n >= kStreamingElements && scan.next != grad.data;
-  }
-  const topk::ScanSummary summary = select(ctx, scan, candidates);
-  const bool nonfinite = summary.magnitude >= topk::kInfinityBits;
-  if (nonfinite || !summary.gradient_nonzero) {
-    if (memory != nullptr) memory->rollback();
-    return write_mark(nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty, out);
-  }
+  topk::Selection selection = topk::select_largest(ctx, grad, memory, choice(n), workspace);
+  if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
   constexpr std::uint32_t kSpan = std::uint32_t{kTopKQ8Octaves} << 23;
-  if (options_.values == TopKValues::kQ8 && summary.magnitude > kSpan) {
-    topk::drop_below(candidates, summary.magnitude - kSpan);
+  if (options_.values == TopKValues::kQ8 && selection.magnitude > kSpan) {
+    topk::drop_below(selection.entries, selection.magnitude - kSpan);
   }
-  const TopKIndexCoding coding = fit(n, candidates);
+  const TopKIndexCoding coding = fit(n, selection.entries);
   EncodeResult result;
-  result.bytes = write_body(n, coding, candidates, out);
+  result.bytes = write_body(n, coding, selection.entries, out);
   if (memory != nullptr) {
-    topk::scatter(index.first(candidates.count), value.first(candidates.count), scan.next);
+    topk::scatter({selection.entries.index, selection.entries.count},
+                  {selection.entries.value, selection.entries.count}, selection.next);
   }
   return result;
 }
 
-TopKIndexCoding TopKCodec::fit(std::int64_t n, Candidates& c) const {
+TopKIndexCoding TopKCodec::fit(std::int64_t n, topk::Candidates& c) const {
   const std::size_t slot = slot_bytes(n) - kHeaderBytes;
   for (;;) {
     const TopKIndexCoding coding = choose_topk_coding(n, {c.index, c.count});
@@ -268,7 +161,7 @@ TopKIndexCoding TopKCodec::fit(std::int64_t n, Candidates& c) const {
 }
 
 std::size_t TopKCodec::write_body(std::int64_t n, const TopKIndexCoding& coding,
-                                  const Candidates& entries, std::span<std::byte> out) const {
+                                  const topk::Candidates& entries, std::span<std::byte> out) const {
   const auto count = static_cast<std::uint32_t>(entries.count);
   out[0] = static_cast<std::byte>(mode());
   out[1] = static_cast<std::byte>(static_cast<std::uint32_t>(coding.parameter) |
@@ -371,7 +264,7 @@ void TopKCodec::Entries::add_to(std::span<float> range, std::size_t begin, float
 }
 
 void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const {
-  check_dtype(ctx, out.dtype);
+  topk::check_dtype(ctx, "topk", out.dtype);
   if (decode_mark(ctx, body, mode(), out)) return;
   fill_zero(out);
   Entries entries(*this, ctx, body, out.elements);

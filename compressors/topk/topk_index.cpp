@@ -16,10 +16,8 @@ constexpr std::uint64_t kWordBits = 64;
 constexpr int kLongQuotient = 24;
 constexpr int kLongGapBits = 32;
 
-static_assert(std::endian::native == std::endian::little, "words are stored as they lie");
-
 [[noreturn]] void corrupt(const char* what) {
-  throw CorruptPayload(std::string("topk body: ") + what +
+  throw CorruptPayload(std::string("indices of a body: ") + what +
                        "\nhint: sender and receiver must use the same codec, version and tensor");
 }
 
@@ -34,48 +32,6 @@ std::uint64_t load_tail(const std::byte* data, std::size_t bytes) {
   std::memcpy(&word, data, bytes);
   return word;
 }
-
-// Bits in, whole bytes out, the last one by finish().
-class BitWriter {
- public:
-  // Fewer than 8 bits wait in word_, so that this many more fit.
-  static constexpr int kEarlyBits = 56;
-
-  explicit BitWriter(std::byte* out) : out_(out) {}
-
-  // length in [0, kEarlyBits]; bits above it are zero. Stores nothing beyond the bits put.
-  void put(std::uint64_t bits, int length) {
-    word_ |= bits << fill_;
-    fill_ += length;
-    const auto bytes = static_cast<std::size_t>(fill_ / 8);
-    std::memcpy(out_, &word_, bytes);
-    advance();
-  }
-
-  // The same, but stores a whole word: only where more bits than that are yet to come.
-  void put_early(std::uint64_t bits, int length) {
-    word_ |= bits << fill_;
-    fill_ += length;
-    std::memcpy(out_, &word_, sizeof word_);
-    advance();
-  }
-
-  void finish() {
-    if (fill_ > 0) std::memcpy(out_, &word_, 1);
-  }
-
- private:
-  void advance() {
-    out_ += fill_ / 8;
-    // fill_ is below 64.
-    word_ >>= fill_ & ~7;
-    fill_ &= 7;
-  }
-
-  std::byte* out_;
-  std::uint64_t word_ = 0;
-  int fill_ = 0;
-};
 
 void write_gaps(int parameter, std::span<const std::uint32_t> indices, std::byte* out) {
   BitWriter writer(out);
@@ -200,34 +156,8 @@ std::size_t TopKIndexReader::next(std::span<std::uint32_t> out) {
   return bitmap_ ? next_bits(out.first(wanted)) : next_gaps(out.first(wanted));
 }
 
-// At least 56 bits ahead, or all there are.
-void TopKIndexReader::Bits::refill() {
-  if (end - data >= 8) [[likely]] {
-    // Bits of the word above `buffered` are in the buffer too; the next refill ors the same again.
-    buffer |= load_word(data) << buffered;
-    const int bytes = (63 - buffered) / 8;
-    data += bytes;
-    buffered += 8 * bytes;
-    return;
-  }
-  while (buffered <= 56 && data < end) {
-    buffer |= static_cast<std::uint64_t>(*data++) << buffered;
-    buffered += 8;
-  }
-}
-
-// count in [0, 32].
-std::uint64_t TopKIndexReader::Bits::take(int count) {
-  if (buffered < count) refill();
-  if (buffered < count) corrupt("gaps cut short");
-  const std::uint64_t value = buffer & ((std::uint64_t{1} << count) - 1);
-  buffer >>= count;
-  buffered -= count;
-  return value;
-}
-
 // Any gap, the quotient bit by bit.
-std::uint64_t TopKIndexReader::read_gap(Bits& bits) const {
+std::uint64_t TopKIndexReader::read_gap(BitReader& bits) const {
   std::uint64_t quotient = 0;
   while (bits.take(1) == 0) {
     if (++quotient > kLongQuotient) corrupt("gap code too long");
@@ -237,7 +167,7 @@ std::uint64_t TopKIndexReader::read_gap(Bits& bits) const {
 }
 
 std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
-  Bits bits = bits_;
+  BitReader bits = bits_;
   std::uint64_t position = position_;
   const int parameter = parameter_;
   const std::uint64_t mask = (std::uint64_t{1} << parameter) - 1;
@@ -257,11 +187,10 @@ std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
       if (quotient < kLongQuotient && length <= bits.buffered) [[likely]] {
         gap = (static_cast<std::uint64_t>(quotient) << parameter) |
               (bits.buffer >> quotient >> 1 & mask);
-        bits.buffer >>= length;
-        bits.buffered -= length;
+        bits.skip(length);
       } else {
         // By way of a copy, so that `bits` itself may live in registers.
-        Bits rest = bits;
+        BitReader rest = bits;
         gap = read_gap(rest);
         bits = rest;
       }
@@ -274,14 +203,12 @@ std::size_t TopKIndexReader::next_gaps(std::span<std::uint32_t> out) {
   bits_ = bits;
   position_ = position;
   left_ -= out.size();
-  if (left_ == 0 && (bits.buffer & ((std::uint64_t{1} << (bits.buffered % 8)) - 1)) != 0) {
-    corrupt("bits after the last gap");
-  }
+  if (left_ == 0 && !bits.padded_with_zeros()) corrupt("bits after the last gap");
   return out.size();
 }
 
 std::size_t TopKIndexReader::next_bits(std::span<std::uint32_t> out) {
-  Bits bits = bits_;
+  BitReader bits = bits_;
   for (std::uint32_t& index : out) {
     while (bits.buffer == 0) {
       if (bits.data == bits.end) corrupt("fewer bits than entries");

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <span>
 
+#include "compressors/core/bits.h"
+
 namespace thinwire {
 
 struct TopKIndexCoding {
@@ -44,16 +46,7 @@ class TopKIndexReader {
   std::size_t next(std::span<std::uint32_t> out);
 
  private:
-  // Bits read ahead. A copy of its own lets a loop keep it in registers.
-  struct Bits {
-    std::uint64_t buffer = 0;  // the next bit lowest
-    int buffered = 0;          // how many
-    const std::byte* data = nullptr;
-    const std::byte* end = nullptr;
-    void refill();
-    std::uint64_t take(int count);
-  };
-  std::uint64_t read_gap(Bits& bits) const;
+  std::uint64_t read_gap(BitReader& bits) const;
   std::size_t next_gaps(std::span<std::uint32_t> out);
   std::size_t next_bits(std::span<std::uint32_t> out);
 
@@ -62,7 +55,7 @@ class TopKIndexReader {
   std::uint64_t n_;
   std::uint64_t left_;          // indices not yet handed out
   std::uint64_t position_ = 0;  // gaps: the lowest index that may come next; bitmap: word's first
-  Bits bits_;
+  BitReader bits_;
 };
 
 }  // namespace thinwire
