@@ -155,7 +155,8 @@ std::uint64_t gap_bits(std::span<const std::uint32_t> indices, int b) {
 // From log2(n / m) down while the gaps do not get longer, up while they get shorter; or a bitmap.
 Coding shortest_coding(std::span<const std::uint32_t> indices, std::size_t n) {
   if (indices.empty()) return {};
-  int b = static_cast<int>(std::log2(static_cast<double>(n / indices.size())));
+  int b = 0;
+  while (n / indices.size() >> (b + 1) != 0) ++b;
   while (b > 0 && gap_bits(indices, b - 1) <= gap_bits(indices, b)) --b;
   while (b < 31 && gap_bits(indices, b + 1) < gap_bits(indices, b)) ++b;
   const std::uint64_t bits = gap_bits(indices, b);
