@@ -290,7 +290,7 @@ Arguments parse(std::span<char*> words) {
   }
   if (arguments.specs.empty()) {
     arguments.specs = {"topk:0.001", "topk:0.001,values=q8", "topk:0.01,values=q8", "q4", "q8",
-                       "bf16"};
+                       "bf16",       "fedzip:0.01"};
   }
   return arguments;
 }

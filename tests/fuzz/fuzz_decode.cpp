@@ -17,10 +17,28 @@ const std::vector<Codec>& codecs() {
   static const std::vector<Codec> all = [] {
     std::vector<Codec> made;
     // The corpus names codecs by their place: new ones last.
-    for (const char* spec :
-         {"bf16", "fp16", "topk:0.01", "topk:0.5", "topk:1", "topk:0.1,values=bf16",
-          "topk:0.1,values=q8", "q1", "q2", "q3", "q4", "q5", "q6", "q7", "q8", "q4,block=64",
-          "topk:0.1,values=q4", "topk:0.1,values=q2", "topk:0.1,values=ternary"}) {
+    for (const char* spec : {"bf16",
+                             "fp16",
+                             "topk:0.01",
+                             "topk:0.5",
+                             "topk:1",
+                             "topk:0.1,values=bf16",
+                             "topk:0.1,values=q8",
+                             "q1",
+                             "q2",
+                             "q3",
+                             "q4",
+                             "q5",
+                             "q6",
+                             "q7",
+                             "q8",
+                             "q4,block=64",
+                             "topk:0.1,values=q4",
+                             "topk:0.1,values=q2",
+                             "topk:0.1,values=ternary",
+                             "fedzip:0.1",
+                             "fedzip:0.4,k=6",
+                             "fedzip:1,k=40"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

@@ -38,7 +38,12 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "q7",
                                   "q8",
                                   "q4,block=64,stochastic",
-                                  "q1,stochastic"};
+                                  "q1,stochastic",
+                                  "fedzip:0.1",
+                                  "fedzip:0.4,k=6",
+                                  "fedzip:0.95",
+                                  "fedzip:1,k=6",
+                                  "fedzip:1,k=40"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

@@ -44,8 +44,22 @@ std::vector<ContractCase> quantisers() {
   return cases;
 }
 
+std::vector<ContractCase> fedzips() {
+  // Values that are all equal arrive whole: the density's share of them. Of normal ones kept whole,
+  // two clusters send the mean magnitude of each sign, 2 / pi of the squares, and more clusters
+  // more.
+  return {{.spec = "fedzip:0.01", .least_sent = 0.0099, .large = true},
+          {.spec = "fedzip:0.1,k=6", .least_sent = 0.099},
+          {.spec = "fedzip:0.25,k=33", .least_sent = 0.2499},
+          {.spec = "fedzip:0.0001,k=256", .least_sent = 1e-5},
+          {.spec = "fedzip:0.6,k=5", .least_sent = 0.59},
+          {.spec = "fedzip:1", .least_sent = 0.6},
+          {.spec = "fedzip:1,k=256", .least_sent = 0.99}};
+}
+
 INSTANTIATE_TEST_SUITE_P(Cast, PayloadCodecContract, testing::ValuesIn(casts()));
 INSTANTIATE_TEST_SUITE_P(TopK, PayloadCodecContract, testing::ValuesIn(topks()));
+INSTANTIATE_TEST_SUITE_P(Fedzip, PayloadCodecContract, testing::ValuesIn(fedzips()));
 INSTANTIATE_TEST_SUITE_P(Quantize, PayloadCodecContract, testing::ValuesIn(quantisers()));
 
 }  // namespace

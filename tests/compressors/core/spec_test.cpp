@@ -96,6 +96,14 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
         Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
 
+INSTANTIATE_TEST_SUITE_P(Fedzip, BadSpec,
+                         testing::Values(Bad{"fedzap:0.1", 0, 6, "fedzip:0.1"},
+                                         Bad{"fedzip", 0, 6, "fedzip:0.01"},
+                                         Bad{"fedzip:2", 7, 1, "fedzip:1"},
+                                         Bad{"fedzip:k=3", 7, 3, "fedzip:0.01"},
+                                         Bad{"fedzip:0.1,k=2", 13, 1, "fedzip:0.1,k=3"},
+                                         Bad{"fedzip:0.1,k=257", 13, 3, "fedzip:0.1,k=256"}));
+
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
                            "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
@@ -111,7 +119,7 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
   for (const char* text :
-       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "lossless", "auto",
+       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "lossless", "auto",
         "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd",
         "q4,rotate", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);

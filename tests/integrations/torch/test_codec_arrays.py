@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch_ranks import environment
 
-SPECS = ("none", "bf16", "fp16", "topk:0.1", "topk:0.1,values=q8", "q8", "q4,stochastic", "q1")
+SPECS = (
+    "none",
+    "bf16",
+    "fp16",
+    "topk:0.1",
+    "topk:0.1,values=q8",
+    "q8",
+    "q4,stochastic",
+    "q1",
+    "fedzip:0.2,k=6",
+)
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=40)
 
 
