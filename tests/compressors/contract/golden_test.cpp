@@ -34,7 +34,8 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "q7",
                                   "q8",
                                   "q4,block=64,stochastic",
-                                  "q1,stochastic"};
+                                  "q1,stochastic",
+                                  "lossless"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

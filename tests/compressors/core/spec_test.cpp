@@ -89,7 +89,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"q4,block=100", 9, 3, "q4,block=128"},
                     Bad{"q4,block=1", 9, 1, "q4,block=64"},
                     Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"},
-                    Bad{"q4:3", 2, 2, "q4"}, Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"},
+                    Bad{"q4:3", 2, 2, "q4"}, Bad{"losless", 0, 7, "lossless"},
+                    Bad{"lossless:1", 8, 2, "lossless"}, Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"},
                     Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"},
                     Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
                     Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
@@ -109,7 +110,7 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
   for (const char* text :
-       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "lossless", "auto",
+       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "auto",
         "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd",
         "q4,rotate", "topk:0.1,chunk=4096", "topk:0.1,values=q4", "topk:0.1,values=ternary",
         "topk:0.1,select=carried"}) {
