@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch_ranks import environment
 
-SPECS = ("none", "bf16", "fp16", "topk:0.1", "topk:0.1,values=q8", "q8", "q4,stochastic", "q1")
+SPECS = (
+    "none",
+    "lossless",
+    "bf16",
+    "fp16",
+    "topk:0.1",
+    "topk:0.1,values=q8",
+    "q8",
+    "q4,stochastic",
+    "q1",
+)
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=40)
 
 
@@ -73,7 +83,8 @@ def test_dtypes(dtype: torch.dtype) -> None:
         y = thinwire.codec(spec).decode(thinwire.codec(spec).encode(x))
         assert y.dtype == dtype
         assert y.shape == x.shape
-    assert torch.equal(thinwire.codec("none").decode(thinwire.codec("none").encode(x)), x)
+    for spec in ("none", "lossless"):
+        assert torch.equal(thinwire.codec(spec).decode(thinwire.codec(spec).encode(x)), x)
 
 
 def test_stochastic_rounding_needs_another_step() -> None:
