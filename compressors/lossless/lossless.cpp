@@ -150,7 +150,8 @@ const std::uint8_t* read_symbols(const Context& ctx, Reader& in, std::span<std::
     lengths[s] = (s - first) % 2 == 0 ? pair & 0xF : pair >> 4;
   }
   if (!is_complete(lengths)) fail_corrupt(ctx, "lossless body whose lengths are no prefix code");
-  make_decode_table(lengths, table);
+  fill_decode_table(lengths, table);
+  extend_decode_table(table);
   const auto size_field = in.take(kSizesBytes);
   Streams sizes{};
   for (std::size_t s = 0; s < kStreams; ++s) {

@@ -56,17 +56,6 @@ std::uint32_t reversed(std::uint32_t bits, std::uint32_t length) {
   return result;
 }
 
-// What a window begins with, whose first one or two symbols are followed by those of `after`, one
-// or two.
-Decoded joined(Decoded window, Decoded after) {
-  const std::uint32_t room = kMaxLength - window.bits();
-  const Decoded::Run one = after.first_bits() <= room ? after.first : Decoded::Run{0};
-  const Decoded::Run more = after.bits() <= room ? after.all : one;
-  window.symbols |= after.symbols << (8 * window.count());
-  window.all = static_cast<Decoded::Run>(window.all + more);
-  return window;
-}
-
 }  // namespace
 
 Lengths code_lengths(const Counts& counts) {
@@ -117,7 +106,7 @@ Codes make_codes(const Lengths& lengths) {
   return codes;
 }
 
-void make_decode_table(const Lengths& lengths, DecodeTable& table) {
+void fill_decode_table(const Lengths& lengths, DecodeTable& table) {
   const Codes codes = make_codes(lengths);
   for (std::size_t s = 0; s < kSymbols; ++s) {
     const auto [bits, length] = codes[s];
@@ -125,13 +114,6 @@ void make_decode_table(const Lengths& lengths, DecodeTable& table) {
     const Decoded::Run run = Decoded::run(1, length);
     const Decoded one{static_cast<std::uint32_t>(s), run, run};
     for (std::uint32_t w = bits; w < kWindows; w += 1U << length) table[w] = one;
-  }
-  // The bits behind a code, filled up with zeros, are a window too, whose codes count as far as
-  // they end before the zeros. It is the smaller number: going down, it is met as it was before the
-  // turn.
-  for (int turn = 0; turn < 2; ++turn) {
-    for (std::uint32_t w = kWindows; w-- > 0;)
-      table[w] = joined(table[w], table[w >> table[w].bits()]);
   }
 }
 

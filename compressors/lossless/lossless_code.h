@@ -31,7 +31,8 @@ using Codes = std::array<Code, kSymbols>;
 Codes make_codes(const Lengths& lengths);
 
 // What the next kMaxLength bits of a stream begin with: as many whole codes as fit, at most four.
-struct Decoded {
+// 64 bits, the members from the lowest up.
+struct alignas(8) Decoded {
   // Some symbols and the bits of their codes, as one number, so that both add up at once.
   using Run = std::uint16_t;
   static constexpr Run run(int symbols, int bits) { return static_cast<Run>(symbols | bits << 8); }
@@ -46,7 +47,7 @@ struct Decoded {
 };
 static_assert(sizeof(Decoded) == 8);
 using DecodeTable = std::array<Decoded, std::size_t{1} << kMaxLength>;
-// `lengths` must be complete.
-void make_decode_table(const Lengths& lengths, DecodeTable& table);
+// Every window's first symbol alone, all being first. `lengths` must be complete.
+void fill_decode_table(const Lengths& lengths, DecodeTable& table);
 
 }  // namespace thinwire::lossless

@@ -53,6 +53,8 @@ void count_symbols(std::span<const std::uint8_t> symbols, std::array<Counts, kSt
 // Writes the streams, one behind the other, of exactly `sizes` bytes.
 void encode_streams(std::span<const std::uint8_t> symbols, const Codes& codes, const Streams& sizes,
                     std::byte* out);
+// Turns a table of single symbols into one of as many as fit a window, at most four.
+void extend_decode_table(DecodeTable& table);
 // Fills `symbols` from streams of `sizes` bytes. False, with `symbols` unspecified, when a stream
 // does not end where its last symbol does.
 bool decode_streams(const std::byte* in, const Streams& sizes, const DecodeTable& table,

@@ -35,6 +35,17 @@ float joined_float(DType type, std::uint32_t bits) {
   return type == DType::kBF16 ? to_float(BF16{half}) : to_float(FP16{half});
 }
 
+// What a window begins with, whose first one or two symbols are followed by those of `after`, one
+// or two.
+Decoded joined(Decoded window, Decoded after) {
+  const std::uint32_t room = kMaxLength - window.bits();
+  const Decoded::Run one = after.first_bits() <= room ? after.first : Decoded::Run{0};
+  const Decoded::Run more = after.bits() <= room ? after.all : one;
+  window.symbols |= after.symbols << (8 * window.count());
+  window.all = static_cast<Decoded::Run>(window.all + more);
+  return window;
+}
+
 }  // namespace
 
 void split_reference(TensorView values, std::byte* raw, std::uint8_t* symbols) {
@@ -83,6 +94,16 @@ void add_residual_reference(TensorView grad, const float* residual, float decay,
       v[i] = to_float(values[i]) + decay * residual[i];
     }
   });
+}
+
+void extend_decode_table_reference(DecodeTable& table) {
+  // The bits behind a code, filled up with zeros, are a window too, whose codes count as far as
+  // they end before the zeros. It is the smaller number: going down, it is met as it was before the
+  // turn.
+  for (int turn = 0; turn < 2; ++turn) {
+    for (std::size_t w = table.size(); w-- > 0;)
+      table[w] = joined(table[w], table[w >> table[w].bits()]);
+  }
 }
 
 void finish_stream(StreamWriter writer, std::span<const std::uint8_t> symbols, const Codes& codes) {

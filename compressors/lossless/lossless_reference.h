@@ -12,6 +12,8 @@ void accumulate_reference(DType type, const std::byte* raw, const std::uint8_t* 
                           float weight, float* out, std::int64_t n);
 void add_residual_reference(TensorView grad, const float* residual, float decay, float* v);
 
+void extend_decode_table_reference(DecodeTable& table);
+
 // A stream being written: `used` bits, fewer than 8, wait for their byte.
 struct StreamWriter {
   std::byte* out = nullptr;

