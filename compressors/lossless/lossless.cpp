@@ -125,8 +125,7 @@ bool Writer::coded(std::span<const std::uint8_t> symbols,
   return true;
 }
 
-// Reads a chunk's symbols to `scratch`, or finds them in the body. A table outlives its chunk only
-// to be made once a call.
+// Reads a chunk's symbols to `scratch`, or finds them in the body. `table` is scratch, too.
 const std::uint8_t* read_symbols(const Context& ctx, Reader& in, std::span<std::uint8_t> scratch,
                                  DecodeTable& table) {
   switch (static_cast<Symbols>(in.byte())) {

@@ -125,7 +125,7 @@ bool finish_stream(StreamReader reader, const DecodeTable& table, std::span<std:
     // Three bytes hold a window at any bit; there are zeros behind the end.
     std::uint32_t window = 0;
     for (std::uint64_t b = 0; b < 3 && bit / 8 + b < left; ++b) {
-      window |= load<std::uint8_t>(reader.in + bit / 8 + b) << (8 * b);
+      window |= std::uint32_t{load<std::uint8_t>(reader.in + bit / 8 + b)} << (8 * b);
     }
     const Decoded& next = table[window >> bit % 8 & (table.size() - 1)];
     symbol = static_cast<std::uint8_t>(next.symbols & 0xFF);
