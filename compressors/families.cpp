@@ -11,6 +11,7 @@
 #include "compressors/core/simd.h"
 #include "compressors/core/spelling.h"
 #include "compressors/fedzip/fedzip.h"
+#include "compressors/lossless/lossless.h"
 #include "compressors/quantize/quantize.h"
 #include "compressors/randmask/randmask.h"
 #include "compressors/topk/topk.h"
@@ -33,7 +34,7 @@ constexpr Family kNoneFamily = {
 
 constexpr std::array kFamilies = {
     &kNoneFamily,     &kBF16Family,     &kFP16Family,   &kTopKFamily,
-    &kQuantizeFamily, &kRandmaskFamily, &kFedzipFamily,
+    &kQuantizeFamily, &kRandmaskFamily, &kFedzipFamily, &kLosslessFamily,
 };
 
 constexpr std::array kLaterFamilies = {
@@ -42,7 +43,6 @@ constexpr std::array kLaterFamilies = {
     LaterWord{"galore", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"dctcols", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"dct", "topk:0.01 keeps the largest entries without a transform"},
-    LaterWord{"lossless", "none sends every bit; bf16 halves the bytes"},
     LaterWord{"auto", "topk:0.01,values=q8 suits most models; q4 where nothing may be left out"},
 };
 constexpr std::array kLaterOptions = {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/collectives/kernels.h"
 #include "comm/exchange.h"
 #include "compressors/core/codec.h"
 
@@ -61,6 +62,12 @@ inline Context codec_context(const ExchangeLayer& layer, std::uint64_t key_hash,
 // Whether the body says that a rank had NaN or Inf.
 inline bool is_nonfinite_body(std::span<const std::byte> body) {
   return !body.empty() && body[0] == static_cast<std::byte>(BodyMode::kNonFinite);
+}
+
+// Whether the mean of bodies of which none says so is to be flagged: a lossless codec sends NaN and
+// Inf as they are, and they come through every sum, as in a dense exchange.
+inline bool is_flagged(const PayloadCodec& codec, TensorView mean) {
+  return codec.traits().lossless ? has_nonfinite(mean) : overflowed(mean);
 }
 
 // Before elements [begin, end) of a gradient are encoded: their memory, where nobody else needs it,

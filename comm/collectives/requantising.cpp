@@ -238,7 +238,7 @@ class RequantisingExchange final : public Exchange {
         layers_[i].payload->decode(ctx, body(range), grads_[i].mean.slice(range.begin, range.end));
       });
     }
-    return overflowed(grads_[i].mean);
+    return is_flagged(*layers_[i].payload, grads_[i].mean);
   }
 
   Communicator& comm_;

@@ -168,11 +168,10 @@ class SparseExchange final : public Exchange {
     const Context ctx =
         codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
     layers_[i].payload->sum(ctx, bodies_, weight_, sum);
-    if (sums_in_place(i)) {
-      return false;
+    if (!sums_in_place(i)) {
+      store_f32(sum, grads_[i].mean);
     }
-    store_f32(sum, grads_[i].mean);
-    return overflowed(grads_[i].mean);
+    return is_flagged(*layers_[i].payload, grads_[i].mean);
   }
 
   std::span<const std::byte> body(std::size_t i, int sender) const {

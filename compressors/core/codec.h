@@ -22,7 +22,7 @@
 namespace thinwire {
 
 struct Traits {
-  bool lossless = false;
+  bool lossless = false;   // decode(encode(x)) is x bit for bit; reducers give it no memory
   bool unbiased = false;   // E[decode(encode(x))] = x without error feedback
   bool sparse = false;     // a payload touches few positions: allgather it
   bool exact_sum = false;  // accumulate adds the sender's values without rounding them first
@@ -55,7 +55,9 @@ class PayloadCodec {
   // residual v - decode(body) to memory.next(), fused. `memory` may be null: v = grad, and the
   // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so); it is only read.
   // `out` beyond result.bytes is untouched. NaN/Inf in v: a one-byte body, result.nonfinite, memory
-  // unwritten. All-zero grad with a memory: a one-byte body, result.empty, memory unwritten.
+  // unwritten; only a lossless codec without memory sends them as they are and sets
+  // result.nonfinite all the same. All-zero grad with a memory: a one-byte body, result.empty,
+  // memory unwritten.
   virtual EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
                               std::span<std::byte> out) const = 0;
 

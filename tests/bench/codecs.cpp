@@ -1,11 +1,12 @@
 // Speed of the codecs on one core, each beside the probe `r = g + r` (two reads and a write) over
-// the same number of elements, measured in turns so that a busy machine slows both.
+// the gradient's bytes as fp32, measured in turns so that a busy machine slows both.
 //
-//   codecs_bench [--elements N] [--layer N] [--rounds R] [--json FILE] [SPEC...]
+//   codecs_bench [--elements N] [--layer N] [--dtype T] [--rounds R] [--json FILE] [SPEC...]
 //
-// Two rows a codec: one tensor of --elements (default 250 million fp32, 1 GB); and layers of
+// Two rows a codec: one tensor of --elements (default 250 million of --dtype, fp32); and layers of
 // --layer (default 4,194,304) elements from a set larger than the caches, as a training step meets
-// them. sum: four bodies into one tensor. Medians, [least, most] over the rounds.
+// them. sum: four bodies into one tensor; decode: one into a tensor of the gradient's dtype.
+// Medians, [least, most] over the rounds.
 
 #include <sys/mman.h>
 
@@ -23,8 +24,10 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
+#include "compressors/core/codec_support.h"
 #include "compressors/core/simd.h"
 #include "compressors/core/spec.h"
 
@@ -40,6 +43,7 @@ constexpr std::size_t kColdBytes = std::size_t{512} << 20;
 struct Arguments {
   std::int64_t elements = 250'000'000;
   std::int64_t layer = 4'194'304;
+  DType dtype = DType::kF32;
   int rounds = 7;
   std::string json;
   std::vector<std::string> specs;
@@ -110,19 +114,25 @@ Spread spread(std::vector<double> values) {
 
 // One tensor with all that its encode and the probe beside it touch.
 struct Layer {
-  Buffer grad;
+  Buffer grad_bytes;
+  TensorView grad;
   Buffer probed;
   Buffer sum;
   std::unique_ptr<Memory> memory;
   std::vector<std::byte> body;
   std::size_t bytes = 0;  // of the body that the last encode wrote
 
-  Layer(const Codec& codec, std::int64_t n, std::uint64_t seed)
-      : grad(static_cast<std::size_t>(n) * sizeof(float)),
+  Layer(const Codec& codec, std::int64_t n, DType dtype, std::uint64_t seed)
+      : grad_bytes(static_cast<std::size_t>(n) * size_bytes(dtype)),
+        grad{grad_bytes.bytes().data(), n, dtype},
         probed(static_cast<std::size_t>(n) * sizeof(float)),
         sum(static_cast<std::size_t>(n) * sizeof(float)),
         body(codec.payload->slot_bytes(n)) {
-    fill_noise(grad.floats(), seed);
+    fill_noise(probed.floats(), seed);
+    visit(grad, [&](auto* values) {
+      using T = std::remove_pointer_t<decltype(values)>;
+      std::transform(probed.floats().begin(), probed.floats().end(), values, from_float<T>);
+    });
     fill_noise(probed.floats(), seed + 1);
     if (codec.options.error_feedback && !codec.payload->traits().lossless) {
       memory = std::make_unique<Memory>(n, MemoryOptions{.decay = codec.options.decay});
@@ -134,12 +144,14 @@ struct Layer {
 struct Row {
   std::string spec;
   std::int64_t elements = 0;
+  std::size_t gradient_bytes = 0;
   std::size_t bytes = 0;
   double kept = 0;
   Spread probe_s = {};
   Spread encode_s = {};
   Spread share = {};
   Spread sum_s = {};
+  Spread decode_s = {};
 };
 
 double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, std::int64_t n) {
@@ -151,24 +163,23 @@ double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, st
          static_cast<double>(std::count(values.begin(), values.end(), 0.0F));
 }
 
-Row measure(const Codec& codec, std::int64_t n, std::size_t layers, int rounds) {
+Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers, int rounds) {
   std::vector<Layer> set;
-  for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, n, 2 * i + 1);
+  for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, n, dtype, 2 * i + 1);
   Buffer workspace(codec.payload->workspace_bytes(n));
 
-  Row row{.spec = codec.spec, .elements = n};
+  Row row{.spec = codec.spec, .elements = n, .gradient_bytes = set.back().grad.bytes()};
   std::vector<double> probes;
   std::vector<double> encodes;
   std::vector<double> shares;
   std::vector<double> sums;
+  std::vector<double> decodes;
   const auto encode = [&](int round) {
     double total = 0;
     for (Layer& layer : set) {
       const Context ctx{.workspace = workspace.bytes(), .step = static_cast<std::uint64_t>(round)};
       total += seconds([&] {
-        layer.bytes =
-            codec.payload->encode(ctx, view(layer.grad.floats()), layer.memory.get(), layer.body)
-                .bytes;
+        layer.bytes = codec.payload->encode(ctx, layer.grad, layer.memory.get(), layer.body).bytes;
       });
       if (layer.memory) layer.memory->commit();
     }
@@ -177,7 +188,7 @@ Row measure(const Codec& codec, std::int64_t n, std::size_t layers, int rounds) 
   const auto run_probe = [&] {
     double total = 0;
     for (Layer& layer : set) {
-      total += seconds([&] { probe(layer.grad.floats(), layer.probed.floats()); });
+      total += seconds([&] { probe(layer.grad_bytes.floats(), layer.probed.floats()); });
     }
     return total;
   };
@@ -200,6 +211,13 @@ Row measure(const Codec& codec, std::int64_t n, std::size_t layers, int rounds) 
         codec.payload->sum({.workspace = workspace.bytes()}, bodies, kWeight, layer.sum.floats());
       });
     }
+    double decode_s = 0;
+    for (Layer& layer : set) {
+      const auto body = std::span<const std::byte>(layer.body).first(layer.bytes);
+      const TensorView out{layer.sum.bytes().data(), n, dtype};
+      decode_s +=
+          seconds([&] { codec.payload->decode({.workspace = workspace.bytes()}, body, out); });
+    }
     if (round < 0) {
       row.bytes = set.back().bytes;
       row.kept = count_kept(*codec.payload, std::span(set.back().body).first(row.bytes), n);
@@ -210,27 +228,30 @@ Row measure(const Codec& codec, std::int64_t n, std::size_t layers, int rounds) 
     encodes.push_back(encode_s / count);
     shares.push_back(probe_s / encode_s);
     sums.push_back(sum_s / count);
+    decodes.push_back(decode_s / count);
   }
   row.probe_s = spread(probes);
   row.encode_s = spread(encodes);
   row.share = spread(shares);
   row.sum_s = spread(sums);
+  row.decode_s = spread(decodes);
   return row;
 }
 
 double gigabytes_per_s(const Row& row, double s) {
-  return static_cast<double>(row.elements) * sizeof(float) / 1e9 / s;
+  return static_cast<double>(row.gradient_bytes) / 1e9 / s;
 }
 
 double bits_per_kept(const Row& row) { return static_cast<double>(row.bytes) * 8 / row.kept; }
 
 void print(const Row& row) {
-  std::printf("%-24s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f  %11zu %7.2f\n",
+  std::printf("%-24s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f %8.2f  %11zu %7.2f\n",
               row.spec.c_str(), static_cast<long long>(row.elements),
               gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
               row.share.median, row.share.least, row.share.most,
               gigabytes_per_s(row, row.sum_s.median),
-              row.sum_s.median * kNanoseconds / row.kept / kSenders, row.bytes, bits_per_kept(row));
+              row.sum_s.median * kNanoseconds / row.kept / kSenders,
+              gigabytes_per_s(row, row.decode_s.median), row.bytes, bits_per_kept(row));
   std::fflush(stdout);
 }
 
@@ -243,8 +264,9 @@ std::string json(const Row& row) {
          ",\"bytes\":" + std::to_string(row.bytes) +
          ",\"bits_per_kept\":" + std::to_string(bits_per_kept(row)) +
          field("probe_us", row.probe_s) + field("encode_us", row.encode_s) +
-         field("sum_us", row.sum_s) + ",\"share\":[" + std::to_string(row.share.median) + "," +
-         std::to_string(row.share.least) + "," + std::to_string(row.share.most) + "]}";
+         field("sum_us", row.sum_s) + field("decode_us", row.decode_s) + ",\"share\":[" +
+         std::to_string(row.share.median) + "," + std::to_string(row.share.least) + "," +
+         std::to_string(row.share.most) + "]}";
 }
 
 std::string machine() {
@@ -265,6 +287,13 @@ std::int64_t number(std::string_view name, std::string_view text) {
   return value;
 }
 
+DType dtype_of(std::string_view text) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    if (text == name(dtype)) return dtype;
+  }
+  throw InvalidArgument("--dtype " + std::string(text) + ": expected fp32, bf16 or fp16");
+}
+
 Arguments parse(std::span<char*> words) {
   Arguments arguments;
   for (std::size_t i = 1; i < words.size(); ++i) {
@@ -279,18 +308,27 @@ Arguments parse(std::span<char*> words) {
       arguments.elements = number(word, value);
     } else if (word == "--layer") {
       arguments.layer = number(word, value);
+    } else if (word == "--dtype") {
+      arguments.dtype = dtype_of(value);
     } else if (word == "--rounds") {
       arguments.rounds = static_cast<int>(number(word, value));
     } else if (word == "--json") {
       arguments.json = value;
     } else {
       throw InvalidArgument(std::string(word) +
-                            ": expected --elements, --layer, --rounds, --json or a codec's spec");
+                            ": expected --elements, --layer, --dtype, --rounds, --json or a "
+                            "codec's spec");
     }
   }
   if (arguments.specs.empty()) {
-    arguments.specs = {"topk:0.001", "topk:0.001,values=q8", "topk:0.01,values=q8", "q4", "q8",
-                       "bf16",       "fedzip:0.01"};
+    arguments.specs = {"topk:0.001",
+                       "topk:0.001,values=q8",
+                       "topk:0.01,values=q8",
+                       "q4",
+                       "q8",
+                       "bf16",
+                       "fedzip:0.01",
+                       "lossless"};
   }
   return arguments;
 }
@@ -309,20 +347,21 @@ void run(std::span<char*> words) {
   std::printf("# machine: %s, one core\n# compiler: %s\n# SIMD target: %s\n# command: %s\n",
               machine().c_str(), TW_COMPILER, simd_target().c_str(), command.c_str());
   std::printf(
-      "# GB/s of fp32 gradient; share: probe time / encode time, pairs in turns, median "
+      "# GB/s of %s gradient; share: probe time / encode time, pairs in turns, median "
       "[least, most] of %d\n",
-      arguments.rounds);
-  std::printf("# %-22s %10s  %7s %7s  %-18s  %8s %8s  %11s %7s\n", "codec", "elements", "probe",
-              "encode", "share", "sum GB/s", "ns/kept", "bytes", "bits");
+      std::string(name(arguments.dtype)).c_str(), arguments.rounds);
+  std::printf("# %-22s %10s  %7s %7s  %-18s  %8s %8s %8s  %11s %7s\n", "codec", "elements", "probe",
+              "encode", "share", "sum GB/s", "ns/kept", "decode", "bytes", "bits");
   std::ofstream lines;
   if (!arguments.json.empty()) lines.open(arguments.json);
   const std::size_t layers =
-      kColdBytes / (static_cast<std::size_t>(arguments.layer) * sizeof(float)) + 1;
+      kColdBytes / (static_cast<std::size_t>(arguments.layer) * size_bytes(arguments.dtype)) + 1;
   for (const Codec& codec : codecs) {
     for (const bool layered : {false, true}) {
-      const Row row = layered ? measure(codec, arguments.layer, std::min<std::size_t>(layers, 64),
-                                        arguments.rounds)
-                              : measure(codec, arguments.elements, 1, arguments.rounds);
+      const Row row =
+          layered ? measure(codec, arguments.layer, arguments.dtype,
+                            std::min<std::size_t>(layers, 64), arguments.rounds)
+                  : measure(codec, arguments.elements, arguments.dtype, 1, arguments.rounds);
       print(row);
       if (lines.is_open()) lines << json(row) << '\n';
     }

@@ -51,6 +51,8 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"bf16", Collective::kRequantising},
       {"fp16", Collective::kRequantising},
       {"bf16", Collective::kSparse},
+      {"lossless", Collective::kRequantising},
+      {"lossless", Collective::kSparse},
       {"topk:0.01", Collective::kSparse},
       {"topk:0.05,values=q8", Collective::kSparse},
       {"topk:0.02,values=bf16,select=sampled", Collective::kSparse},

@@ -38,7 +38,8 @@ const std::vector<Codec>& codecs() {
                              "topk:0.1,values=ternary",
                              "fedzip:0.1",
                              "fedzip:0.4,k=6",
-                             "fedzip:1,k=40"}) {
+                             "fedzip:1,k=40",
+                             "lossless"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

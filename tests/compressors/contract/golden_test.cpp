@@ -43,7 +43,8 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "fedzip:0.4,k=6",
                                   "fedzip:0.95",
                                   "fedzip:1,k=6",
-                                  "fedzip:1,k=40"};
+                                  "fedzip:1,k=40",
+                                  "lossless"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

@@ -57,10 +57,15 @@ std::vector<ContractCase> fedzips() {
           {.spec = "fedzip:1,k=256", .least_sent = 0.99}};
 }
 
+std::vector<ContractCase> losslesses() {
+  return {{.spec = "lossless", .least_sent = 1, .large = true}};
+}
+
 INSTANTIATE_TEST_SUITE_P(Cast, PayloadCodecContract, testing::ValuesIn(casts()));
 INSTANTIATE_TEST_SUITE_P(TopK, PayloadCodecContract, testing::ValuesIn(topks()));
 INSTANTIATE_TEST_SUITE_P(Fedzip, PayloadCodecContract, testing::ValuesIn(fedzips()));
 INSTANTIATE_TEST_SUITE_P(Quantize, PayloadCodecContract, testing::ValuesIn(quantisers()));
+INSTANTIATE_TEST_SUITE_P(Lossless, PayloadCodecContract, testing::ValuesIn(losslesses()));
 
 }  // namespace
 }  // namespace thinwire

@@ -104,6 +104,10 @@ INSTANTIATE_TEST_SUITE_P(Fedzip, BadSpec,
                                          Bad{"fedzip:0.1,k=2", 13, 1, "fedzip:0.1,k=3"},
                                          Bad{"fedzip:0.1,k=257", 13, 3, "fedzip:0.1,k=256"}));
 
+INSTANTIATE_TEST_SUITE_P(Lossless, BadSpec,
+                         testing::Values(Bad{"losless", 0, 7, "lossless"},
+                                         Bad{"lossless:1", 8, 2, "lossless"}));
+
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
                            "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
@@ -118,9 +122,9 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text : {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "lossless",
-                           "auto", "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10",
-                           "bf16,clip=1", "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
+  for (const char* text : {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "auto",
+                           "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1",
+                           "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;

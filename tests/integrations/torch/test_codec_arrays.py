@@ -14,6 +14,7 @@ from torch_ranks import environment
 
 SPECS = (
     "none",
+    "lossless",
     "bf16",
     "fp16",
     "topk:0.1",
@@ -83,7 +84,8 @@ def test_dtypes(dtype: torch.dtype) -> None:
         y = thinwire.codec(spec).decode(thinwire.codec(spec).encode(x))
         assert y.dtype == dtype
         assert y.shape == x.shape
-    assert torch.equal(thinwire.codec("none").decode(thinwire.codec("none").encode(x)), x)
+    for spec in ("none", "lossless"):
+        assert torch.equal(thinwire.codec(spec).decode(thinwire.codec(spec).encode(x)), x)
 
 
 def test_stochastic_rounding_needs_another_step() -> None:

@@ -1,0 +1,397 @@
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "compressors/lossless/lossless_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "compressors/lossless/lossless_simd.cpp"
+#include <hwy/foreach_target.h>
+// After foreach_target.h.
+#include <hwy/highway.h>
+
+#include "compressors/core/codec_support.h"
+#include "compressors/core/convert-inl.h"
+#include "compressors/lossless/lossless_reference.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace thinwire::lossless {
+namespace HWY_NAMESPACE {
+
+using namespace thinwire::HWY_NAMESPACE;
+
+// 16-bit values: as many as F32 has lanes, twice.
+using W16 = hn::CappedTag<std::uint16_t, 32>;
+using W8 = hn::Rebind<std::uint8_t, W16>;
+
+HWY_INLINE std::int64_t lanes16() { return static_cast<std::int64_t>(hn::Lanes(W16())); }
+HWY_INLINE std::int64_t lanes32() { return static_cast<std::int64_t>(hn::Lanes(F32())); }
+
+// Lanes of at most 255 as bytes.
+template <class V>
+HWY_INLINE auto bytes_of(V v) {
+  const hn::RebindToSigned<hn::DFromV<V>> di;
+  return hn::DemoteTo(hn::Rebind<std::uint8_t, decltype(di)>(), hn::BitCast(di, v));
+}
+
+HWY_INLINE std::int64_t split16(const std::uint16_t* in, std::int64_t n, std::uint8_t* raw,
+                                std::uint8_t* symbols) {
+  std::int64_t i = 0;
+  for (; i + lanes16() <= n; i += lanes16()) {
+    const auto bits = hn::LoadU(W16(), in + i);
+    const auto turned = hn::Or(hn::ShiftLeft<1>(bits), hn::ShiftRight<15>(bits));
+    hn::StoreU(bytes_of(hn::And(turned, hn::Set(W16(), 0xFF))), W8(), raw + i);
+    hn::StoreU(bytes_of(hn::ShiftRight<8>(turned)), W8(), symbols + i);
+  }
+  return i;
+}
+
+HWY_INLINE std::int64_t split32(const std::uint32_t* in, std::int64_t n, std::uint8_t* raw,
+                                std::uint8_t* symbols) {
+  const U32 du;
+  std::int64_t i = 0;
+  for (; i + lanes32() <= n; i += lanes32()) {
+    const VU32 bits = hn::LoadU(du, in + i);
+    const VU32 turned = hn::Or(hn::ShiftLeft<1>(bits), hn::ShiftRight<31>(bits));
+    store_bits16(hn::And(turned, hn::Set(du, 0xFFFF)), raw + 2 * i);
+    const VU32 middle = hn::And(hn::ShiftRight<16>(turned), hn::Set(du, 0xFF));
+    hn::StoreU(bytes_of(middle), U8(), raw + 2 * n + i);
+    hn::StoreU(bytes_of(hn::ShiftRight<24>(turned)), U8(), symbols + i);
+  }
+  return i;
+}
+
+HWY_INLINE auto join16(const std::uint8_t* raw, const std::uint8_t* symbols) {
+  const auto low = hn::PromoteTo(W16(), hn::LoadU(W8(), raw));
+  const auto high = hn::ShiftLeft<8>(hn::PromoteTo(W16(), hn::LoadU(W8(), symbols)));
+  const auto turned = hn::Or(low, high);
+  return hn::Or(hn::ShiftRight<1>(turned), hn::ShiftLeft<15>(turned));
+}
+
+// `middle`: the plane of bytes above the halves.
+HWY_INLINE VU32 join32(const std::uint8_t* halves, const std::uint8_t* middle,
+                       const std::uint8_t* symbols) {
+  const U32 du;
+  const VU32 above = hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(U8(), middle)));
+  const VU32 high = hn::ShiftLeft<24>(hn::PromoteTo(du, hn::LoadU(U8(), symbols)));
+  const VU32 turned = hn::Or(hn::Or(load_bits16(halves), above), high);
+  return hn::Or(hn::ShiftRight<1>(turned), hn::ShiftLeft<31>(turned));
+}
+
+// Raw parts of chunk elements from `done` on lie apart by planes: the reference's loops want whole
+// chunks, so ends are done on copies of these few.
+constexpr std::int64_t kMostLanes = 32;
+struct End {
+  std::byte raw[3 * kMostLanes];
+  std::int64_t n = 0;
+};
+HWY_INLINE End take_end(DType type, const std::byte* raw, std::int64_t done, std::int64_t n) {
+  End end;
+  end.n = n - done;
+  const auto count = static_cast<std::size_t>(end.n);
+  if (type == DType::kF32) {
+    std::memcpy(end.raw, raw + 2 * done, 2 * count);
+    std::memcpy(end.raw + 2 * count, raw + 2 * n + done, count);
+  } else {
+    std::memcpy(end.raw, raw + done, count);
+  }
+  return end;
+}
+
+void split_values(TensorView values, std::byte* raw, std::uint8_t* symbols) {
+  const std::int64_t n = values.elements;
+  auto* bytes = reinterpret_cast<std::uint8_t*>(raw);
+  End end;
+  if (values.dtype == DType::kF32) {
+    const auto done = split32(static_cast<const std::uint32_t*>(values.data), n, bytes, symbols);
+    split_reference(values.slice(done, n), end.raw, symbols + done);
+    const auto count = static_cast<std::size_t>(n - done);
+    std::memcpy(raw + 2 * done, end.raw, 2 * count);
+    std::memcpy(raw + 2 * n + done, end.raw + 2 * count, count);
+  } else {
+    const auto done = split16(static_cast<const std::uint16_t*>(values.data), n, bytes, symbols);
+    split_reference(values.slice(done, n), raw + done, symbols + done);
+  }
+}
+
+// Calls use(i, fp32 values from i on) for whole vectors; returns how many elements were done.
+template <typename F>
+HWY_INLINE std::int64_t for_each_vector(DType type, const std::byte* raw,
+                                        const std::uint8_t* symbols, std::int64_t n, F&& use) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(raw);
+  std::int64_t i = 0;
+  if (type == DType::kF32) {
+    for (; i + lanes32() <= n; i += lanes32()) {
+      use(i, hn::BitCast(F32(), join32(bytes + 2 * i, bytes + 2 * n + i, symbols + i)));
+    }
+    return i;
+  }
+  alignas(64) std::uint16_t halves[kMostLanes];
+  for (; i + lanes16() <= n; i += lanes16()) {
+    hn::Store(join16(bytes + i, symbols + i), W16(), halves);
+    for (std::int64_t j = 0; j < lanes16(); j += lanes32()) {
+      const VU32 bits = load_bits16(halves + j);
+      use(i + j, type == DType::kBF16 ? float_from_bf16_bits(bits) : float_from_fp16_bits(bits));
+    }
+  }
+  return i;
+}
+
+// The values' own bits.
+HWY_INLINE std::int64_t join_same(DType type, const std::byte* raw, const std::uint8_t* symbols,
+                                  std::int64_t n, void* out) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(raw);
+  std::int64_t i = 0;
+  if (type == DType::kF32) {
+    auto* values = static_cast<std::uint32_t*>(out);
+    for (; i + lanes32() <= n; i += lanes32()) {
+      hn::StoreU(join32(bytes + 2 * i, bytes + 2 * n + i, symbols + i), U32(), values + i);
+    }
+  } else {
+    auto* values = static_cast<std::uint16_t*>(out);
+    for (; i + lanes16() <= n; i += lanes16()) {
+      hn::StoreU(join16(bytes + i, symbols + i), W16(), values + i);
+    }
+  }
+  return i;
+}
+
+void join_values(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out) {
+  const std::int64_t n = out.elements;
+  std::int64_t done = 0;
+  if (type == out.dtype) {
+    done = join_same(type, raw, symbols, n, out.data);
+  } else {
+    done = visit(out, [&](auto* values) {
+      return for_each_vector(type, raw, symbols, n,
+                             [&](std::int64_t i, VF32 x) { store_float(x, values + i); });
+    });
+  }
+  const End end = take_end(type, raw, done, n);
+  join_reference(type, end.raw, symbols + done, out.slice(done, n));
+}
+
+void accumulate_values(DType type, const std::byte* raw, const std::uint8_t* symbols, float weight,
+                       float* out, std::int64_t n) {
+  const F32 df;
+  const VF32 factor = hn::Set(df, weight);
+  const std::int64_t done = for_each_vector(type, raw, symbols, n, [&](std::int64_t i, VF32 x) {
+    hn::StoreU(hn::Add(hn::LoadU(df, out + i), hn::Mul(factor, x)), df, out + i);
+  });
+  const End end = take_end(type, raw, done, n);
+  accumulate_reference(type, end.raw, symbols + done, weight, out + done, end.n);
+}
+
+void add_residual_values(TensorView grad, const float* residual, float decay, float* v) {
+  const VF32 factor = hn::Set(F32(), decay);
+  std::int64_t i = 0;
+  visit(grad, [&](const auto* values) {
+    for (; i + lanes32() <= grad.elements; i += lanes32()) {
+      hn::StoreU(load_sum(values + i, residual + i, factor), F32(), v + i);
+    }
+  });
+  add_residual_reference(grad.slice(i, grad.elements), residual + i, decay, v + i);
+}
+
+// extend_decode_table_reference with an entry a lane. A vector's windows go on with windows below
+// it or, in the lowest vector, in itself: all are read before it is written.
+void extend_table(DecodeTable& table) {
+  const hn::CappedTag<std::uint64_t, 8> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  constexpr int kAll = 32;  // the first bit of Decoded::all
+  constexpr int kFirst = 48;
+  const auto byte = hn::Set(d, 0xFF);
+  const auto run = hn::Set(d, 0xFFFF);
+  const auto none = hn::Zero(d);
+  const auto longest = hn::Set(d, kMaxLength);
+  const std::size_t lanes = hn::Lanes(d);
+  auto* entries = reinterpret_cast<std::uint64_t*>(table.data());
+  for (int turn = 0; turn < 2; ++turn) {
+    for (std::size_t w = table.size(); w > 0;) {
+      w -= lanes;
+      const auto window = hn::LoadU(d, entries + w);
+      const auto bits = hn::And(hn::ShiftRight<kAll + 8>(window), byte);
+      const auto next = hn::Shr(hn::Iota(d, static_cast<std::uint64_t>(w)), bits);
+      const auto after = hn::GatherIndex(d, entries, hn::BitCast(di, next));
+      const auto room = hn::Sub(longest, bits);
+      const auto first = hn::ShiftRight<kFirst>(after);
+      const auto all = hn::And(hn::ShiftRight<kAll>(after), run);
+      const auto one = hn::IfThenElse(hn::Gt(hn::ShiftRight<8>(first), room), none, first);
+      const auto more = hn::IfThenElse(hn::Gt(hn::ShiftRight<8>(all), room), one, all);
+      const auto count = hn::And(hn::ShiftRight<kAll>(window), byte);
+      const auto symbols = hn::And(hn::Shl(after, hn::ShiftLeft<3>(count)), hn::Set(d, 0xFFFFFFFF));
+      hn::StoreU(hn::Add(hn::Or(window, symbols), hn::ShiftLeft<kAll>(more)), d, entries + w);
+    }
+  }
+}
+
+// What follows is scalar code; the better targets have cheaper shifts.
+
+HWY_INLINE std::uint64_t load64(const void* p) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
+
+HWY_INLINE void count8(std::uint64_t eight, Counts& counts) {
+  for (int b = 0; b < 8; ++b) ++counts[eight >> (8 * b) & 0xFF];
+}
+
+void count_values(std::span<const std::uint8_t> symbols, std::array<Counts, kStreams>& counts) {
+  const auto n = static_cast<std::int64_t>(symbols.size());
+  const std::uint8_t* const in = symbols.data();
+  // The last stream is the shortest. Four tables in turn: adding to one counter twice in a row
+  // would wait for the first sum.
+  const std::int64_t common = (n - stream_begin(n, kStreams - 1)) / 8 * 8;
+  for (std::int64_t i = 0; i < common; i += 8) {
+    count8(load64(in + stream_begin(n, 0) + i), counts[0]);
+    count8(load64(in + stream_begin(n, 1) + i), counts[1]);
+    count8(load64(in + stream_begin(n, 2) + i), counts[2]);
+    count8(load64(in + stream_begin(n, 3) + i), counts[3]);
+  }
+  for (std::size_t s = 0; s < kStreams; ++s) {
+    for (std::int64_t i = stream_begin(n, s) + common; i < stream_begin(n, s + 1); ++i) {
+      ++counts[s][in[i]];
+    }
+  }
+}
+
+// Codes that fit behind the at most 7 bits that a writer or reader begins a word with.
+constexpr std::int64_t kCodesPerWord = (64 - 7) / kMaxLength;
+
+HWY_INLINE void write_word(StreamWriter& writer, const std::uint8_t* symbols, const Codes& codes) {
+  std::uint64_t bits = writer.bits;
+  std::uint32_t used = writer.used;
+  for (std::int64_t j = 0; j < kCodesPerWord; ++j) {
+    const Code code = codes[symbols[j]];
+    bits |= std::uint64_t{code.bits} << used;
+    used += code.length;
+  }
+  std::memcpy(writer.out, &bits, sizeof(bits));
+  writer.out += used >> 3;
+  writer.bits = bits >> (used & 0x38);
+  writer.used = used & 7;
+}
+
+void encode_values(std::span<const std::uint8_t> symbols, const Codes& codes, const Streams& sizes,
+                   std::byte* out) {
+  const auto n = static_cast<std::int64_t>(symbols.size());
+  StreamWriter a{out};
+  StreamWriter b{a.out + sizes[0]};
+  StreamWriter c{b.out + sizes[1]};
+  StreamWriter d{c.out + sizes[2]};
+  const std::uint8_t* const in = symbols.data();
+  // A word is written while its stream has 64 symbols, hence bytes for a word, left.
+  const std::int64_t common = n - stream_begin(n, kStreams - 1) - 64;
+  std::int64_t i = 0;
+  for (; i <= common; i += kCodesPerWord) {
+    write_word(a, in + stream_begin(n, 0) + i, codes);
+    write_word(b, in + stream_begin(n, 1) + i, codes);
+    write_word(c, in + stream_begin(n, 2) + i, codes);
+    write_word(d, in + stream_begin(n, 3) + i, codes);
+  }
+  const StreamWriter writers[] = {a, b, c, d};
+  for (std::size_t s = 0; s < kStreams; ++s) {
+    const std::int64_t begin = std::min(stream_begin(n, s) + i, stream_begin(n, s + 1));
+    finish_stream(writers[s], {in + begin, in + stream_begin(n, s + 1)}, codes);
+  }
+}
+
+// A word's worth of windows, each of up to four symbols.
+constexpr std::ptrdiff_t kMostSymbolsPerWord = 4 * kCodesPerWord;
+
+// Whether a whole word can be read and its symbols be written.
+HWY_INLINE bool has_word(const StreamReader& reader, const std::uint8_t* out,
+                         const std::uint8_t* end) {
+  return reader.end - reader.in >= 8 && end - out >= kMostSymbolsPerWord;
+}
+
+HWY_INLINE void read_word(StreamReader& reader, const DecodeTable& table, std::uint8_t*& out) {
+  std::uint64_t bits = load64(reader.in) >> reader.bit;
+  std::uint32_t bit = reader.bit;
+  std::uint8_t* at = out;
+  for (std::int64_t j = 0; j < kCodesPerWord; ++j) {
+    const Decoded next = table[bits & (table.size() - 1)];
+    std::memcpy(at, &next.symbols, sizeof(next.symbols));
+    at += next.count();
+    bits >>= next.bits();
+    bit += next.bits();
+  }
+  out = at;
+  reader.in += bit >> 3;
+  reader.bit = bit & 7;
+}
+
+bool decode_values(const std::byte* in, const Streams& sizes, const DecodeTable& table,
+                   std::span<std::uint8_t> symbols) {
+  const auto n = static_cast<std::int64_t>(symbols.size());
+  StreamReader a{in, in + sizes[0]};
+  StreamReader b{a.end, a.end + sizes[1]};
+  StreamReader c{b.end, b.end + sizes[2]};
+  StreamReader d{c.end, c.end + sizes[3]};
+  std::uint8_t* const out = symbols.data();
+  std::uint8_t* const ends[] = {out + stream_begin(n, 1), out + stream_begin(n, 2),
+                                out + stream_begin(n, 3), out + n};
+  std::uint8_t* to_a = out;
+  std::uint8_t* to_b = ends[0];
+  std::uint8_t* to_c = ends[1];
+  std::uint8_t* to_d = ends[2];
+  while (has_word(a, to_a, ends[0]) && has_word(b, to_b, ends[1]) && has_word(c, to_c, ends[2]) &&
+         has_word(d, to_d, ends[3])) {
+    read_word(a, table, to_a);
+    read_word(b, table, to_b);
+    read_word(c, table, to_c);
+    read_word(d, table, to_d);
+  }
+  const auto finish = [&](StreamReader& reader, std::uint8_t* to, std::uint8_t* end) {
+    while (has_word(reader, to, end)) read_word(reader, table, to);
+    return finish_stream(reader, table, {to, end});
+  };
+  return finish(a, to_a, ends[0]) && finish(b, to_b, ends[1]) && finish(c, to_c, ends[2]) &&
+         finish(d, to_d, ends[3]);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace thinwire::lossless
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire::lossless {
+
+HWY_EXPORT(split_values);
+HWY_EXPORT(join_values);
+HWY_EXPORT(accumulate_values);
+HWY_EXPORT(add_residual_values);
+HWY_EXPORT(count_values);
+HWY_EXPORT(encode_values);
+HWY_EXPORT(extend_table);
+HWY_EXPORT(decode_values);
+
+void split(TensorView values, std::byte* raw, std::uint8_t* symbols) {
+  HWY_DYNAMIC_DISPATCH(split_values)(values, raw, symbols);
+}
+void join(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out) {
+  HWY_DYNAMIC_DISPATCH(join_values)(type, raw, symbols, out);
+}
+void accumulate(DType type, const std::byte* raw, const std::uint8_t* symbols, float weight,
+                float* out, std::int64_t n) {
+  HWY_DYNAMIC_DISPATCH(accumulate_values)(type, raw, symbols, weight, out, n);
+}
+void add_residual(TensorView grad, const float* residual, float decay, float* v) {
+  HWY_DYNAMIC_DISPATCH(add_residual_values)(grad, residual, decay, v);
+}
+void count_symbols(std::span<const std::uint8_t> symbols, std::array<Counts, kStreams>& counts) {
+  HWY_DYNAMIC_DISPATCH(count_values)(symbols, counts);
+}
+void encode_streams(std::span<const std::uint8_t> symbols, const Codes& codes, const Streams& sizes,
+                    std::byte* out) {
+  HWY_DYNAMIC_DISPATCH(encode_values)(symbols, codes, sizes, out);
+}
+void extend_decode_table(DecodeTable& table) { HWY_DYNAMIC_DISPATCH(extend_table)(table); }
+bool decode_streams(const std::byte* in, const Streams& sizes, const DecodeTable& table,
+                    std::span<std::uint8_t> symbols) {
+  return HWY_DYNAMIC_DISPATCH(decode_values)(in, sizes, table, symbols);
+}
+
+}  // namespace thinwire::lossless
+#endif  // HWY_ONCE
