@@ -35,6 +35,8 @@ TEST(Spec, CanonicalTextIsStableAndLeavesDefaultsOut) {
       {"bf16", "bf16"},
       {" fp16 ", "fp16"},
       {"bf16,ef=on,memory=fp32,decay=1,start=0,nonfinite=propagate,transactional=on", "bf16"},
+      {"onebit,scale=l2", "onebit"},
+      {"onebit, scale=l1, block=128", "onebit,block=128,scale=l1"},
       {"bf16, nonfinite = error ,start=10,decay=0.50,ef=off,transactional=off",
        "bf16,ef=off,transactional=off,decay=0.5,start=10,nonfinite=error"},
   };
@@ -76,23 +78,27 @@ TEST_P(BadSpec, ShowsThePlaceAndTheNearestSpelling) {
 
 INSTANTIATE_TEST_SUITE_P(
     , BadSpec,
-    testing::Values(Bad{"tokp:0.01", 0, 4, "topk:0.01"}, Bad{"TopK:0.01", 0, 4, "topk:0.01"},
-                    Bad{"bf61", 0, 4, "bf16"}, Bad{"q9", 0, 2, "q8"}, Bad{"q16", 0, 3, "q8"},
-                    Bad{"q0", 0, 2, "q1"}, Bad{"randomask:0.1", 0, 9, "randmask:0.1"},
-                    Bad{"topk", 0, 4, "topk:0.01"}, Bad{"topk=0.01", 4, 1, "topk:0.01"},
-                    Bad{"topk:0.01,vales=q8", 10, 5, "topk:0.01,values=q8"},
-                    Bad{"topk:0.01,values=q9", 17, 2, "topk:0.01,values=q8"},
-                    Bad{"topk:0.01,select=exacd", 17, 5, "topk:0.01,select=exact"},
-                    Bad{"topk:1.5", 5, 3, "topk:1"}, Bad{"topk:0", 5, 1, "topk:0.01"},
-                    Bad{"topk:-1", 5, 2, "topk:0.01"}, Bad{"topk:1%", 5, 2, "topk:0.01"},
-                    Bad{"topk:nan", 5, 3, "topk:0.01"}, Bad{"topk:k=0", 7, 1, "topk:k=1"},
-                    Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"q4,block=100", 9, 3, "q4,block=128"},
-                    Bad{"q4,block=1", 9, 1, "q4,block=64"},
-                    Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"},
-                    Bad{"q4:3", 2, 2, "q4"}, Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"},
-                    Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"},
-                    Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
-                    Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
+    testing::Values(
+        Bad{"tokp:0.01", 0, 4, "topk:0.01"}, Bad{"TopK:0.01", 0, 4, "topk:0.01"},
+        Bad{"bf61", 0, 4, "bf16"}, Bad{"q9", 0, 2, "q8"}, Bad{"q16", 0, 3, "q8"},
+        Bad{"q0", 0, 2, "q1"}, Bad{"randomask:0.1", 0, 9, "randmask:0.1"},
+        Bad{"topk", 0, 4, "topk:0.01"}, Bad{"topk=0.01", 4, 1, "topk:0.01"},
+        Bad{"topk:0.01,vales=q8", 10, 5, "topk:0.01,values=q8"},
+        Bad{"topk:0.01,values=q9", 17, 2, "topk:0.01,values=q8"},
+        Bad{"topk:0.01,select=exacd", 17, 5, "topk:0.01,select=exact"},
+        Bad{"topk:1.5", 5, 3, "topk:1"}, Bad{"topk:0", 5, 1, "topk:0.01"},
+        Bad{"topk:-1", 5, 2, "topk:0.01"}, Bad{"topk:1%", 5, 2, "topk:0.01"},
+        Bad{"topk:nan", 5, 3, "topk:0.01"}, Bad{"topk:k=0", 7, 1, "topk:k=1"},
+        Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"q4,block=100", 9, 3, "q4,block=128"},
+        Bad{"q4,block=1", 9, 1, "q4,block=64"},
+        Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"}, Bad{"q4:3", 2, 2, "q4"},
+        Bad{"onebits", 0, 7, "onebit"}, Bad{"onebit:8", 6, 2, "onebit"},
+        Bad{"onebit,block=0", 13, 1, "onebit,block=64"},
+        Bad{"onebit,block=1000", 13, 4, "onebit,block=1024"},
+        Bad{"onebit,block=70000", 13, 5, "onebit,block=65536"},
+        Bad{"onebit,scale=l3", 13, 2, "onebit,scale=l2"}, Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"},
+        Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"}, Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
+        Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
 
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
@@ -109,7 +115,7 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
   for (const char* text :
-       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "lossless", "auto",
+       {"powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "lossless", "auto",
         "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd",
         "q4,rotate", "topk:0.1,chunk=4096", "topk:0.1,values=q4", "topk:0.1,values=ternary",
         "topk:0.1,select=carried"}) {
