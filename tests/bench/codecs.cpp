@@ -289,7 +289,13 @@ Arguments parse(std::span<char*> words) {
     }
   }
   if (arguments.specs.empty()) {
-    arguments.specs = {"topk:0.001", "topk:0.001,values=q8", "topk:0.01,values=q8", "q4", "q8",
+    arguments.specs = {"topk:0.001",
+                       "topk:0.001,values=q8",
+                       "topk:0.01,values=q8",
+                       "q4",
+                       "q8",
+                       "onebit",
+                       "onebit,block=1024",
                        "bf16"};
   }
   return arguments;

@@ -34,7 +34,9 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "q7",
                                   "q8",
                                   "q4,block=64,stochastic",
-                                  "q1,stochastic"};
+                                  "q1,stochastic",
+                                  "onebit",
+                                  "onebit,block=64,scale=l1"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;
