@@ -12,6 +12,7 @@
 #include "compressors/core/spelling.h"
 #include "compressors/fedzip/fedzip.h"
 #include "compressors/lossless/lossless.h"
+#include "compressors/onebit/onebit.h"
 #include "compressors/quantize/quantize.h"
 #include "compressors/randmask/randmask.h"
 #include "compressors/topk/topk.h"
@@ -33,12 +34,11 @@ constexpr Family kNoneFamily = {
 };
 
 constexpr std::array kFamilies = {
-    &kNoneFamily,     &kBF16Family,     &kFP16Family,   &kTopKFamily,
-    &kQuantizeFamily, &kRandmaskFamily, &kFedzipFamily, &kLosslessFamily,
+    &kNoneFamily,   &kBF16Family,     &kFP16Family,   &kTopKFamily,     &kQuantizeFamily,
+    &kOneBitFamily, &kRandmaskFamily, &kFedzipFamily, &kLosslessFamily,
 };
 
 constexpr std::array kLaterFamilies = {
-    LaterWord{"onebit", "q1 sends one bit an element with error feedback"},
     LaterWord{"powersgd", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"galore", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"dctcols", "topk:0.001,values=q8 sends about as few bytes"},

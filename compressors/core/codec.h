@@ -26,8 +26,9 @@ struct Traits {
   bool unbiased = false;   // E[decode(encode(x))] = x without error feedback
   bool sparse = false;     // a payload touches few positions: allgather it
   bool exact_sum = false;  // accumulate adds the sender's values without rounding them first
-  // Elements whose encoding is independent: ranges of a tensor that begin at multiples of this
-  // encode to the same bytes as inside the whole. 0: only the whole tensor.
+  // Ranges of a tensor that begin at multiples of this may be encoded alone, and then give the same
+  // bytes as inside the whole, unless random numbers or one scale go by all that is encoded.
+  // 0: only the whole tensor.
   std::int64_t granularity = 1;
 };
 

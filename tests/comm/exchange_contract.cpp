@@ -58,6 +58,7 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"topk:0.02,values=bf16,select=sampled", Collective::kSparse},
       {"topk:0.3", Collective::kRequantising},
       {"q4", Collective::kRequantising},
+      {"onebit", Collective::kRequantising},
       {"q8,block=64,stochastic", Collective::kRequantising},
       {"q1", Collective::kRequantising},
       {"randmask:0.1", Collective::kLinear},

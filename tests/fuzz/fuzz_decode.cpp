@@ -39,7 +39,9 @@ const std::vector<Codec>& codecs() {
                              "fedzip:0.1",
                              "fedzip:0.4,k=6",
                              "fedzip:1,k=40",
-                             "lossless"}) {
+                             "lossless",
+                             "onebit",
+                             "onebit,block=64"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

@@ -44,7 +44,9 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "fedzip:0.95",
                                   "fedzip:1,k=6",
                                   "fedzip:1,k=40",
-                                  "lossless"};
+                                  "lossless",
+                                  "onebit",
+                                  "onebit,block=64,scale=l1"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

@@ -434,8 +434,8 @@ TEST_P(PayloadCodecContract, UnbiasedWhereItSaysSo) {
 
 TEST_P(PayloadCodecContract, RangesAtItsGranularityEncodeAlone) {
   const std::int64_t grain = codec_.traits().granularity;
-  if (grain == 0 || codec_.traits().unbiased) {
-    EXPECT_TRUE(codec_.traits().sparse || codec_.traits().unbiased);
+  if (grain == 0 || codec_.traits().unbiased || test_.one_scale) {
+    EXPECT_TRUE(codec_.traits().sparse || codec_.traits().unbiased || test_.one_scale);
     return;
   }
   const std::int64_t n = 4 * grain + 5;

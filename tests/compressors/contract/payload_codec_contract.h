@@ -23,6 +23,8 @@ struct ContractCase {
   // normal; 0 where nothing is promised (stochastic rounding).
   double least_sent = 0;
   bool large = false;  // run the ten-million-element law, too
+  // One scale goes by all that is encoded: a range alone has another than inside the whole.
+  bool one_scale = false;
 };
 void PrintTo(const ContractCase& test, std::ostream* out);
 

@@ -61,11 +61,22 @@ std::vector<ContractCase> losslesses() {
   return {{.spec = "lossless", .least_sent = 1, .large = true}};
 }
 
+std::vector<ContractCase> onebits() {
+  // scale=l1 sends ||v||_1^2 / (m ||v||_2^2) of the squares: of normal values 0.64, of those one in
+  // ten 0.064. scale=l2 promises nothing: where few values make up the norm, it sends too much.
+  return {{.spec = "onebit", .fp64 = true, .large = true, .one_scale = true},
+          {.spec = "onebit,scale=l1", .fp64 = true, .least_sent = 0.05, .one_scale = true},
+          {.spec = "onebit,block=64", .fp64 = true},
+          {.spec = "onebit,block=256,scale=l1", .block = 256, .fp64 = true, .least_sent = 0.05},
+          {.spec = "onebit,block=4096", .block = 4096, .fp64 = true}};
+}
+
 INSTANTIATE_TEST_SUITE_P(Cast, PayloadCodecContract, testing::ValuesIn(casts()));
 INSTANTIATE_TEST_SUITE_P(TopK, PayloadCodecContract, testing::ValuesIn(topks()));
 INSTANTIATE_TEST_SUITE_P(Fedzip, PayloadCodecContract, testing::ValuesIn(fedzips()));
 INSTANTIATE_TEST_SUITE_P(Quantize, PayloadCodecContract, testing::ValuesIn(quantisers()));
 INSTANTIATE_TEST_SUITE_P(Lossless, PayloadCodecContract, testing::ValuesIn(losslesses()));
+INSTANTIATE_TEST_SUITE_P(OneBit, PayloadCodecContract, testing::ValuesIn(onebits()));
 
 }  // namespace
 }  // namespace thinwire

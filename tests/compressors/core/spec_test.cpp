@@ -35,6 +35,8 @@ TEST(Spec, CanonicalTextIsStableAndLeavesDefaultsOut) {
       {"bf16", "bf16"},
       {" fp16 ", "fp16"},
       {"bf16,ef=on,memory=fp32,decay=1,start=0,nonfinite=propagate,transactional=on", "bf16"},
+      {"onebit,scale=l2", "onebit"},
+      {"onebit, scale=l1, block=128", "onebit,block=128,scale=l1"},
       {"bf16, nonfinite = error ,start=10,decay=0.50,ef=off,transactional=off",
        "bf16,ef=off,transactional=off,decay=0.5,start=10,nonfinite=error"},
   };
@@ -108,6 +110,14 @@ INSTANTIATE_TEST_SUITE_P(Lossless, BadSpec,
                          testing::Values(Bad{"losless", 0, 7, "lossless"},
                                          Bad{"lossless:1", 8, 2, "lossless"}));
 
+INSTANTIATE_TEST_SUITE_P(OneBit, BadSpec,
+                         testing::Values(Bad{"onebits", 0, 7, "onebit"},
+                                         Bad{"onebit:8", 6, 2, "onebit"},
+                                         Bad{"onebit,block=0", 13, 1, "onebit,block=64"},
+                                         Bad{"onebit,block=1000", 13, 4, "onebit,block=1024"},
+                                         Bad{"onebit,block=70000", 13, 5, "onebit,block=65536"},
+                                         Bad{"onebit,scale=l3", 13, 2, "onebit,scale=l2"}));
+
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
                            "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
@@ -122,7 +132,7 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text : {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "auto",
+  for (const char* text : {"powersgd:4", "galore:4", "dctcols:8", "dct:32", "auto",
                            "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1",
                            "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
