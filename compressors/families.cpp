@@ -10,6 +10,7 @@
 #include "compressors/cast/cast.h"
 #include "compressors/core/simd.h"
 #include "compressors/core/spelling.h"
+#include "compressors/dct/dct.h"
 #include "compressors/quantize/quantize.h"
 #include "compressors/randmask/randmask.h"
 #include "compressors/topk/topk.h"
@@ -31,7 +32,8 @@ constexpr Family kNoneFamily = {
 };
 
 constexpr std::array kFamilies = {
-    &kNoneFamily, &kBF16Family, &kFP16Family, &kTopKFamily, &kQuantizeFamily, &kRandmaskFamily,
+    &kNoneFamily,     &kBF16Family,     &kFP16Family, &kTopKFamily,
+    &kQuantizeFamily, &kRandmaskFamily, &kDctFamily,
 };
 
 constexpr std::array kLaterFamilies = {
@@ -39,7 +41,6 @@ constexpr std::array kLaterFamilies = {
     LaterWord{"powersgd", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"galore", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"dctcols", "topk:0.001,values=q8 sends about as few bytes"},
-    LaterWord{"dct", "topk:0.01 keeps the largest entries without a transform"},
     LaterWord{"fedzip", "topk:0.01,values=q8 is the nearest in bytes"},
     LaterWord{"lossless", "none sends every bit; bf16 halves the bytes"},
     LaterWord{"auto", "topk:0.01,values=q8 suits most models; q4 where nothing may be left out"},

@@ -289,8 +289,8 @@ Arguments parse(std::span<char*> words) {
     }
   }
   if (arguments.specs.empty()) {
-    arguments.specs = {"topk:0.001", "topk:0.001,values=q8", "topk:0.01,values=q8", "q4", "q8",
-                       "bf16"};
+    arguments.specs = {
+        "topk:0.001", "topk:0.001,values=q8", "topk:0.01,values=q8", "q4", "q8", "bf16", "dct:32"};
   }
   return arguments;
 }

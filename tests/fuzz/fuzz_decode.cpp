@@ -16,9 +16,26 @@ using thinwire::Codec;
 const std::vector<Codec>& codecs() {
   static const std::vector<Codec> all = [] {
     std::vector<Codec> made;
-    for (const char* spec :
-         {"bf16", "fp16", "topk:0.01", "topk:0.5", "topk:1", "topk:0.1,values=bf16",
-          "topk:0.1,values=q8", "q1", "q2", "q3", "q4", "q5", "q6", "q7", "q8", "q4,block=64"}) {
+    for (const char* spec : {"bf16",
+                             "fp16",
+                             "topk:0.01",
+                             "topk:0.5",
+                             "topk:1",
+                             "topk:0.1,values=bf16",
+                             "topk:0.1,values=q8",
+                             "q1",
+                             "q2",
+                             "q3",
+                             "q4",
+                             "q5",
+                             "q6",
+                             "q7",
+                             "q8",
+                             "q4,block=64",
+                             "dct:32",
+                             "dct:8,values=q8",
+                             "dct:3,tile=16,values=fp32",
+                             "dct:16,tile=16"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

@@ -34,7 +34,10 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "q7",
                                   "q8",
                                   "q4,block=64,stochastic",
-                                  "q1,stochastic"};
+                                  "q1,stochastic",
+                                  "dct:32",
+                                  "dct:8,values=q8",
+                                  "dct:3,tile=16,values=fp32"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

@@ -76,23 +76,28 @@ TEST_P(BadSpec, ShowsThePlaceAndTheNearestSpelling) {
 
 INSTANTIATE_TEST_SUITE_P(
     , BadSpec,
-    testing::Values(Bad{"tokp:0.01", 0, 4, "topk:0.01"}, Bad{"TopK:0.01", 0, 4, "topk:0.01"},
-                    Bad{"bf61", 0, 4, "bf16"}, Bad{"q9", 0, 2, "q8"}, Bad{"q16", 0, 3, "q8"},
-                    Bad{"q0", 0, 2, "q1"}, Bad{"randomask:0.1", 0, 9, "randmask:0.1"},
-                    Bad{"topk", 0, 4, "topk:0.01"}, Bad{"topk=0.01", 4, 1, "topk:0.01"},
-                    Bad{"topk:0.01,vales=q8", 10, 5, "topk:0.01,values=q8"},
-                    Bad{"topk:0.01,values=q9", 17, 2, "topk:0.01,values=q8"},
-                    Bad{"topk:0.01,select=exacd", 17, 5, "topk:0.01,select=exact"},
-                    Bad{"topk:1.5", 5, 3, "topk:1"}, Bad{"topk:0", 5, 1, "topk:0.01"},
-                    Bad{"topk:-1", 5, 2, "topk:0.01"}, Bad{"topk:1%", 5, 2, "topk:0.01"},
-                    Bad{"topk:nan", 5, 3, "topk:0.01"}, Bad{"topk:k=0", 7, 1, "topk:k=1"},
-                    Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"q4,block=100", 9, 3, "q4,block=128"},
-                    Bad{"q4,block=1", 9, 1, "q4,block=64"},
-                    Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"},
-                    Bad{"q4:3", 2, 2, "q4"}, Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"},
-                    Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"},
-                    Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
-                    Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
+    testing::Values(
+        Bad{"tokp:0.01", 0, 4, "topk:0.01"}, Bad{"TopK:0.01", 0, 4, "topk:0.01"},
+        Bad{"bf61", 0, 4, "bf16"}, Bad{"q9", 0, 2, "q8"}, Bad{"q16", 0, 3, "q8"},
+        Bad{"q0", 0, 2, "q1"}, Bad{"randomask:0.1", 0, 9, "randmask:0.1"},
+        Bad{"topk", 0, 4, "topk:0.01"}, Bad{"topk=0.01", 4, 1, "topk:0.01"},
+        Bad{"topk:0.01,vales=q8", 10, 5, "topk:0.01,values=q8"},
+        Bad{"topk:0.01,values=q9", 17, 2, "topk:0.01,values=q8"},
+        Bad{"topk:0.01,select=exacd", 17, 5, "topk:0.01,select=exact"},
+        Bad{"topk:1.5", 5, 3, "topk:1"}, Bad{"topk:0", 5, 1, "topk:0.01"},
+        Bad{"topk:-1", 5, 2, "topk:0.01"}, Bad{"topk:1%", 5, 2, "topk:0.01"},
+        Bad{"topk:nan", 5, 3, "topk:0.01"}, Bad{"topk:k=0", 7, 1, "topk:k=1"},
+        Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"q4,block=100", 9, 3, "q4,block=128"},
+        Bad{"q4,block=1", 9, 1, "q4,block=64"},
+        Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"}, Bad{"q4:3", 2, 2, "q4"},
+        Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"}, Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"},
+        Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
+        Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}, Bad{"dct", 0, 3, "dct:32"},
+        Bad{"dct:0", 4, 1, "dct:1"}, Bad{"dct:65", 4, 2, "dct:64"}, Bad{"dct:x", 4, 1, "dct:1"},
+        Bad{"dct:9,tile=8", 4, 1, "dct:8,tile=8"}, Bad{"dct:8,tile=100", 11, 3, "dct:8,tile=128"},
+        Bad{"dct:8,tile=5000", 11, 4, "dct:8,tile=4096"},
+        Bad{"dct:8,tile=4", 11, 1, "dct:8,tile=8"},
+        Bad{"dct:8,values=q9", 13, 2, "dct:8,values=q8"}));
 
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
@@ -109,7 +114,7 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
   for (const char* text :
-       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "dct:32", "fedzip:0.1", "lossless", "auto",
+       {"onebit", "powersgd:4", "galore:4", "dctcols:8", "fedzip:0.1", "lossless", "auto",
         "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd",
         "q4,rotate", "topk:0.1,chunk=4096", "topk:0.1,values=q4", "topk:0.1,values=ternary",
         "topk:0.1,select=carried"}) {
