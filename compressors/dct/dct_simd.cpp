@@ -443,7 +443,6 @@ void choose(const Run& run, float* coefficients, float* codes, DctScale* scales)
 struct Record {
   std::uint64_t bitmap[kMaxDctTile / 64];
   alignas(64) std::uint32_t words[kMaxDctTile + kDctTogether];  // stores of whole vectors
-  alignas(64) std::uint16_t halves[kMaxDctTile];
 };
 
 // Calls f(position) for every set bit, ascending.
@@ -466,9 +465,7 @@ void gather_codes(const float* codes, int tile, Record& record) {
     const auto kept = hn::Ne(code, hn::Set(du, kDropped));
     std::uint8_t bits[8] = {};
     hn::StoreMaskBits(du, kept, bits);
-    std::uint64_t word = 0;
-    std::memcpy(&word, bits, sizeof word);
-    record.bitmap[j / 64] |= word << j % 64;
+    record.bitmap[j / 64] |= (bits[0] | std::uint64_t{bits[1]} << 8) << j % 64;
     count += hn::CompressStore(code, kept, du, record.words + count);
   }
   for (; j < tile; ++j) {
@@ -482,7 +479,9 @@ void gather_codes(const float* codes, int tile, Record& record) {
 void write_positions(const Record& record, const DctShape& shape, std::uint8_t* out) {
   if (shape.keep == shape.tile) return;
   if (shape.bitmap()) {
-    std::memcpy(out, record.bitmap, static_cast<std::size_t>(shape.position_bytes()));
+    for (int i = 0; i < shape.position_bytes(); ++i) {
+      out[i] = static_cast<std::uint8_t>(record.bitmap[i / 8] >> i % 8 * 8);
+    }
     return;
   }
   std::uint64_t pending = 0;
@@ -496,19 +495,21 @@ void write_positions(const Record& record, const DctShape& shape, std::uint8_t* 
   if (bits > 0) *out = static_cast<std::uint8_t>(pending);
 }
 
-void write_codes(Record& record, const DctShape& shape, const DctScale& scale, std::uint8_t* out) {
-  if (shape.values == DctValues::kF32) {
-    std::memcpy(out, record.words, static_cast<std::size_t>(shape.value_bytes()));
-  } else if (shape.values == DctValues::kBF16) {
-    for (int i = 0; i < shape.keep; ++i) {
-      record.halves[i] = static_cast<std::uint16_t>(record.words[i]);
-    }
-    std::memcpy(out, record.halves, static_cast<std::size_t>(shape.value_bytes()));
-  } else {
-    std::memcpy(out, &scale.bits, sizeof scale.bits);
-    out += sizeof scale.bits;
-    for (int i = 0; i < shape.keep; ++i) out[i] = static_cast<std::uint8_t>(record.words[i]);
+// The lower bytes of `count` words; not one copy, which costs more than such short loops.
+template <typename T>
+HWY_INLINE void narrow(const std::uint32_t* words, int count, std::uint8_t* out) {
+  for (int i = 0; i < count; ++i) {
+    const T part = static_cast<T>(words[i]);
+    std::memcpy(out + i * static_cast<int>(sizeof part), &part, sizeof part);
   }
+}
+
+void write_codes(const Record& record, const DctShape& shape, const DctScale& scale,
+                 std::uint8_t* out) {
+  if (shape.values == DctValues::kF32) return narrow<std::uint32_t>(record.words, shape.keep, out);
+  if (shape.values == DctValues::kBF16) return narrow<std::uint16_t>(record.words, shape.keep, out);
+  std::memcpy(out, &scale.bits, sizeof scale.bits);
+  narrow<std::uint8_t>(record.words, shape.keep, out + sizeof scale.bits);
 }
 
 // Writes the records of the run, whose codes stand side by side in array[from]; overwrites it and
@@ -542,11 +543,18 @@ bool read_positions(const std::uint8_t* in, const DctShape& shape, Record& recor
     return true;
   }
   if (shape.bitmap()) {
-    record.bitmap[0] = 0;
-    std::memcpy(record.bitmap, in, static_cast<std::size_t>(shape.position_bytes()));
-    if (shape.tile < 64) record.bitmap[0] &= (std::uint64_t{1} << shape.tile) - 1;
     std::size_t count = 0;
-    for (int i = 0; i < (shape.tile + 63) / 64; ++i) count += hwy::PopCount(record.bitmap[i]);
+    for (int i = 0; i < shape.tile; i += 64) {
+      std::uint64_t word = 0;
+      if (shape.tile >= 64) {
+        std::memcpy(&word, in + i / 8, sizeof word);
+      } else {
+        for (int j = 0; j < shape.tile; j += 8) word |= std::uint64_t{in[j / 8]} << j;
+        word &= (std::uint64_t{1} << shape.tile) - 1;
+      }
+      record.bitmap[i / 64] = word;
+      count += hwy::PopCount(word);
+    }
     return count == static_cast<std::size_t>(shape.keep);
   }
   std::fill_n(record.bitmap, (shape.tile + 63) / 64, std::uint64_t{0});
@@ -579,9 +587,10 @@ bool read_values(const std::uint8_t* in, const DctShape& shape, Record& record) 
     return scale.bits < kDctLimitBits >> 16;
   }
   if (shape.values == DctValues::kBF16) {
-    std::memcpy(record.halves, in, static_cast<std::size_t>(shape.value_bytes()));
     for (int i = 0; i < shape.keep; ++i) {
-      record.words[i] = static_cast<std::uint32_t>(record.halves[i]) << 16;
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, in + 2 * i, sizeof bits);
+      record.words[i] = static_cast<std::uint32_t>(bits) << 16;
     }
   } else {
     std::memcpy(record.words, in, static_cast<std::size_t>(shape.value_bytes()));
