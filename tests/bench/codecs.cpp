@@ -330,7 +330,8 @@ Arguments parse(std::span<char*> words) {
                        "onebit,block=1024",
                        "bf16",
                        "fedzip:0.01",
-                       "lossless"};
+                       "lossless",
+                       "dct:32"};
   }
   return arguments;
 }

@@ -61,6 +61,7 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"onebit", Collective::kRequantising},
       {"q8,block=64,stochastic", Collective::kRequantising},
       {"q1", Collective::kRequantising},
+      {"dct:16", Collective::kRequantising},
       {"randmask:0.1", Collective::kLinear},
   };
   const Kinds one_each = {

@@ -41,7 +41,11 @@ const std::vector<Codec>& codecs() {
                              "fedzip:1,k=40",
                              "lossless",
                              "onebit",
-                             "onebit,block=64"}) {
+                             "onebit,block=64",
+                             "dct:32",
+                             "dct:8,values=q8",
+                             "dct:3,tile=16,values=fp32",
+                             "dct:16,tile=16"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

@@ -46,7 +46,10 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "fedzip:1,k=40",
                                   "lossless",
                                   "onebit",
-                                  "onebit,block=64,scale=l1"};
+                                  "onebit,block=64,scale=l1",
+                                  "dct:32",
+                                  "dct:8,values=q8",
+                                  "dct:3,tile=16,values=fp32"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

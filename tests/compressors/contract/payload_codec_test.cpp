@@ -71,12 +71,26 @@ std::vector<ContractCase> onebits() {
           {.spec = "onebit,block=4096", .block = 4096, .fp64 = true}};
 }
 
+std::vector<ContractCase> dcts() {
+  // Sends at least keep / tile of the squares of every tile, less what rounding takes: 2^-16 of a
+  // bf16's square, and with 8 bits a quarter of (1 / 127)^2 of the largest for each one kept.
+  return {{.spec = "dct:32", .fp64 = true, .least_sent = 0.4999, .large = true},
+          {.spec = "dct:1,tile=8", .block = 8, .fp64 = true, .least_sent = 0.1249},
+          {.spec = "dct:8,tile=8,values=fp32", .block = 8, .fp64 = true, .least_sent = 0.99999},
+          {.spec = "dct:7,tile=32", .block = 32, .fp64 = true, .least_sent = 0.2187},
+          {.spec = "dct:5,tile=64,values=fp32", .fp64 = true, .least_sent = 0.0781},
+          {.spec = "dct:32,values=q8", .fp64 = true, .least_sent = 0.499},
+          {.spec = "dct:200,tile=512,values=q8", .block = 512, .fp64 = true, .least_sent = 0.387},
+          {.spec = "dct:25,tile=1024", .block = 1024, .fp64 = true, .least_sent = 0.0243}};
+}
+
 INSTANTIATE_TEST_SUITE_P(Cast, PayloadCodecContract, testing::ValuesIn(casts()));
 INSTANTIATE_TEST_SUITE_P(TopK, PayloadCodecContract, testing::ValuesIn(topks()));
 INSTANTIATE_TEST_SUITE_P(Fedzip, PayloadCodecContract, testing::ValuesIn(fedzips()));
 INSTANTIATE_TEST_SUITE_P(Quantize, PayloadCodecContract, testing::ValuesIn(quantisers()));
 INSTANTIATE_TEST_SUITE_P(Lossless, PayloadCodecContract, testing::ValuesIn(losslesses()));
 INSTANTIATE_TEST_SUITE_P(OneBit, PayloadCodecContract, testing::ValuesIn(onebits()));
+INSTANTIATE_TEST_SUITE_P(Dct, PayloadCodecContract, testing::ValuesIn(dcts()));
 
 }  // namespace
 }  // namespace thinwire

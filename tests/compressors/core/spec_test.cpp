@@ -118,6 +118,15 @@ INSTANTIATE_TEST_SUITE_P(OneBit, BadSpec,
                                          Bad{"onebit,block=70000", 13, 5, "onebit,block=65536"},
                                          Bad{"onebit,scale=l3", 13, 2, "onebit,scale=l2"}));
 
+INSTANTIATE_TEST_SUITE_P(Dct, BadSpec,
+                         testing::Values(Bad{"dct", 0, 3, "dct:32"}, Bad{"dct:0", 4, 1, "dct:1"},
+                                         Bad{"dct:65", 4, 2, "dct:64"}, Bad{"dct:x", 4, 1, "dct:1"},
+                                         Bad{"dct:9,tile=8", 4, 1, "dct:8,tile=8"},
+                                         Bad{"dct:8,tile=100", 11, 3, "dct:8,tile=128"},
+                                         Bad{"dct:8,tile=5000", 11, 4, "dct:8,tile=4096"},
+                                         Bad{"dct:8,tile=4", 11, 1, "dct:8,tile=8"},
+                                         Bad{"dct:8,values=q9", 13, 2, "dct:8,values=q8"}));
+
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
                            "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
@@ -132,9 +141,9 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text : {"powersgd:4", "galore:4", "dctcols:8", "dct:32", "auto",
-                           "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10", "bf16,clip=1",
-                           "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
+  for (const char* text :
+       {"powersgd:4", "galore:4", "dctcols:8", "auto", "bf16,memory=bf16", "bf16,memory=q8",
+        "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;
