@@ -79,9 +79,7 @@ std::span<float> Memory::next() {
 }
 
 void Memory::commit() {
-  if (written_ && options_.transactional) {
-    std::swap(current_, next_);
-  }
+  if (written_ && options_.transactional) std::swap(current_, next_);
   // Where memory is adopted, it will be again: a spare of one's own would lie idle.
   if (current_.adopted || next_.adopted) next_ = {};
   written_ = false;

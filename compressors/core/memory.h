@@ -31,6 +31,9 @@ struct MemoryOptions {
 class Memory {
  public:
   explicit Memory(std::int64_t elements, MemoryOptions options = {});
+  ~Memory() = default;
+  Memory(Memory&&) noexcept = default;
+  Memory& operator=(Memory&&) noexcept = default;
 
   std::int64_t elements() const { return elements_; }
   float decay() const { return options_.decay; }

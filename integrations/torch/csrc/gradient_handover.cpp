@@ -9,14 +9,15 @@
 namespace thinwire {
 namespace {
 
-// Nobody else can reach the tensor's memory: neither by a view of it, nor because it was foreign
-// (NumPy's, say) before it became a tensor. A gradient often is a view itself, of a tensor that
-// lives on in it alone: that of nn.Linear's weight is a transposed product.
+// Nobody else can reach the tensor's memory, and all of it is the tensor's: no view of it, no part
+// of something larger, nothing foreign (NumPy's, say) that became a tensor. A gradient often is a
+// view itself, of a tensor that lives on in it alone: that of nn.Linear's weight is a transposed
+// product.
 bool owns_its_memory(const at::Tensor& tensor) {
   const at::Storage& storage = tensor.storage();
   const bool of_a_base = tensor.is_view();
   return (!of_a_base || tensor._base().use_count() == 1) &&
-         storage.use_count() == (of_a_base ? 2U : 1U) &&
+         storage.use_count() == (of_a_base ? 2U : 1U) && storage.nbytes() == tensor.nbytes() &&
          storage.data_ptr().get_deleter() == at::getCPUAllocator()->raw_deleter();
 }
 
