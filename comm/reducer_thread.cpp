@@ -249,6 +249,7 @@ void ReducerThread::begin(ReductionJob job) {
   std::int64_t elements = 0;
   for (BucketGroup& group : bucket.layout->groups) {
     std::vector<Gradient> grads;
+    grads.reserve(group.members.size());
     for (const std::size_t member : group.members) {
       BucketLayer& entry = bucket.job.bucket.layers[member];
       grads.push_back({.source = entry.source.data == nullptr ? entry.grad : entry.source,

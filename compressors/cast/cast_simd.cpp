@@ -54,7 +54,7 @@ HWY_NOINLINE std::int64_t encode_vectors(const CastEncode& args, T* grad, bool s
 
 template <DType kType>
 bool encode_typed(const CastEncode& args) {
-  const bool stream = writes_past_caches(args);
+  const bool stream = writes_past_caches(args.grad, args.residual, args.next);
   return visit(args.grad, [&](auto* grad) {
     bool finite = true;
     const std::int64_t done = encode_vectors<kType>(args, grad, stream, finite);

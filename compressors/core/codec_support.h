@@ -78,10 +78,9 @@ KernelArgs after(KernelArgs args, std::int64_t done) {
 }
 // Whether a kernel writes its residuals past the caches: not where it writes over what it has just
 // read.
-template <typename KernelArgs>
-bool writes_past_caches(const KernelArgs& args) {
-  return args.next != nullptr && args.next != args.residual && args.next != args.grad.data &&
-         static_cast<std::size_t>(args.grad.elements) * sizeof(float) >= kStreamBytes;
+inline bool writes_past_caches(TensorView grad, const float* residual, const float* next) {
+  return next != nullptr && next != residual && next != grad.data &&
+         static_cast<std::size_t>(grad.elements) * sizeof(float) >= kStreamBytes;
 }
 
 // Calls f with a typed pointer to the tensor's data; InvalidArgument for other dtypes.

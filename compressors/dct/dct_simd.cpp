@@ -641,7 +641,7 @@ HWY_NOINLINE void write_residuals(const DctEncode& args, const T* grad, const Ru
 }
 
 bool encode(const DctEncode& args) {
-  const bool stream = writes_past_caches(args);
+  const bool stream = writes_past_caches(args.grad, args.residual, args.next);
   auto* out = reinterpret_cast<std::uint8_t*>(args.records);
   DctScale scales[kDctTogether];
   const bool finite = for_each_dct_run(

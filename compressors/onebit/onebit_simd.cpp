@@ -181,7 +181,7 @@ bool encode_typed(const OneBitEncode& args, const T* grad) {
   const std::int64_t block = onebit_block(args.block, n);
   std::byte* scales = args.body + kOneBitFirstBytes;
   std::byte* signs = scales + kOneBitScaleBytes * onebit_scales(args.block, n);
-  const bool stream = writes_past_caches(args);
+  const bool stream = writes_past_caches(args.grad, args.residual, args.next);
   OneBitRunWriter runs(args.body, signs, n);
   alignas(64) float values[kKept];
   float* kept = block <= kKept ? values : nullptr;

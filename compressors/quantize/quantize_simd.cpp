@@ -382,7 +382,7 @@ bool encode(const QuantizeEncode& args) {
   Scratch scratch;
   auto* out = reinterpret_cast<std::uint8_t*>(args.blocks);
   const std::int64_t n = args.grad.elements;
-  const bool stream = writes_past_caches(args);
+  const bool stream = writes_past_caches(args.grad, args.residual, args.next);
   for (std::int64_t begin = 0; begin < n; begin += args.block) {
     const std::int64_t size = std::min(args.block, n - begin);
     const float* residual = args.residual == nullptr ? nullptr : args.residual + begin;

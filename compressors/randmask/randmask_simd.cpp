@@ -38,7 +38,7 @@ std::int64_t spread_vectors(const RandmaskSpread& args, T* grad) {
 }
 
 void spread(const RandmaskSpread& args) {
-  const bool stream = writes_past_caches(args);
+  const bool stream = writes_past_caches(args.grad, args.residual, args.next);
   visit(args.grad, [&](auto* grad) {
     const std::int64_t done =
         stream ? spread_vectors<true>(args, grad) : spread_vectors<false>(args, grad);

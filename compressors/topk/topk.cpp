@@ -34,8 +34,6 @@ constexpr std::size_t kBatch = kTopKBlock;
 constexpr std::size_t kTogether = 8;
 constexpr std::size_t kSumElements = 2048;
 constexpr std::size_t kLineBytes = 64;
-// Sums of at least this many elements are written around the caches.
-constexpr std::int64_t kStreamingElements = std::int64_t{1} << 20;
 
 class TopKCodec final : public PayloadCodec {
  public:
@@ -75,7 +73,7 @@ class TopKCodec final : public PayloadCodec {
   // How many of n elements are selected together, and how.
   topk::Choice choice(std::int64_t n) const;
   // Drops the smallest entries that the slot has no room for.
-  TopKIndexCoding fit(std::int64_t n, topk::Candidates& entries) const;
+  TopKIndexCoding fit(std::int64_t n, std::size_t slot, topk::Candidates& entries) const;
   std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding,
                          const topk::Candidates& entries, std::span<std::byte> out) const;
   class Entries;
@@ -123,7 +121,8 @@ topk::Choice TopKCodec::choice(std::int64_t n) const {
 EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memory,
                                std::span<std::byte> out) const {
   const std::int64_t n = grad.elements;
-  check_encode(ctx, grad, memory, out, slot_bytes(n));
+  const std::size_t slot = slot_bytes(n);
+  check_encode(ctx, grad, memory, out, slot);
   topk::check_dtype(ctx, "topk", grad.dtype);
   Workspace workspace(ctx.workspace);
   topk::Selection selection = topk::select_largest(ctx, grad, memory, choice(n), workspace);
@@ -132,7 +131,7 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   if (options_.values == TopKValues::kQ8 && selection.magnitude > kSpan) {
     topk::drop_below(selection.entries, selection.magnitude - kSpan);
   }
-  const TopKIndexCoding coding = fit(n, selection.entries);
+  const TopKIndexCoding coding = fit(n, slot, selection.entries);
   EncodeResult result;
   result.bytes = write_body(n, coding, selection.entries, out);
   if (memory != nullptr) {
@@ -142,11 +141,10 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   return result;
 }
 
-TopKIndexCoding TopKCodec::fit(std::int64_t n, topk::Candidates& c) const {
-  const std::size_t slot = slot_bytes(n) - kHeaderBytes;
+TopKIndexCoding TopKCodec::fit(std::int64_t n, std::size_t slot, topk::Candidates& c) const {
   for (;;) {
     const TopKIndexCoding coding = choose_topk_coding(n, {c.index, c.count});
-    const std::size_t room = slot - topk_value_bytes(options_.values, c.count);
+    const std::size_t room = slot - kHeaderBytes - topk_value_bytes(options_.values, c.count);
     if (coding.bytes() <= room) return coding;
     const std::uint64_t excess = coding.bits - 8 * room;
     const auto saved = static_cast<std::uint64_t>(std::max(coding.parameter, 1));
@@ -304,7 +302,7 @@ void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byt
       });
   if (!plain) return PayloadCodec::sum(ctx, bodies, weight, out);
   check_device(ctx);
-  const bool streaming = out.size() >= static_cast<std::size_t>(kStreamingElements);
+  const bool streaming = out.size_bytes() >= kStreamBytes;
   const std::size_t past_line = reinterpret_cast<std::uintptr_t>(out.data()) % kLineBytes;
   alignas(kLineBytes) std::array<float, kSumElements> storage = {};
   Context of_sender = ctx;

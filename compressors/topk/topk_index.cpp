@@ -78,11 +78,8 @@ std::uint64_t gap_bits(std::span<const std::uint32_t> indices, int b) {
 }
 
 // What the gaps of `count` independent positions take at parameter b, in the mean and six standard
-// deviations more. A gap of at least g more has probability (1 - p)^g, so that the quotients are
-// geometric with ratio (1 - p)^(2^b). Plain products only: they round alike on every host.
-double likely_bits(double n, double count, int b) {
-  double ratio = 1 - count / n;
-  for (int i = 0; i < b; ++i) ratio *= ratio;
+// deviations more, their quotients being geometric with `ratio`.
+double likely_bits(double count, double ratio, int b) {
   const double mean = ratio / (1 - ratio);
   const double deviation = std::sqrt(ratio * count) / (1 - ratio);
   return count * (b + 1) + count * mean + 6 * deviation;
@@ -95,10 +92,14 @@ std::size_t plan_topk_indices(std::int64_t n, std::int64_t count) {
   const auto positions = static_cast<std::uint64_t>(n);
   const auto entries = static_cast<std::uint64_t>(count);
   std::uint64_t least = positions;  // a bitmap
+  // A gap of at least g more has probability (1 - p)^g, so that the quotients' ratio is
+  // (1 - p)^(2^b). Plain products only: they round alike on every host.
+  double ratio = 1 - static_cast<double>(count) / static_cast<double>(n);
   for (int b = 0; b <= kMaxParameter; ++b) {
     const std::uint64_t worst =
         entries * static_cast<std::uint64_t>(b + 1) + ((positions - entries) >> b);
-    const double likely = likely_bits(static_cast<double>(n), static_cast<double>(count), b);
+    const double likely = likely_bits(static_cast<double>(count), ratio, b);
+    ratio *= ratio;
     const std::uint64_t bits =
         likely < static_cast<double>(worst) ? static_cast<std::uint64_t>(likely) + 1 : worst;
     least = std::min(least, bits);

@@ -17,10 +17,6 @@ constexpr double kLeastShare = 0.8;
 // Of the least magnitude kept in a chunk: as many again are above it where values are normal, so
 // that the next chunk seldom has fewer than it keeps.
 constexpr float kNextGuess = 0.9F;
-// Below this the residual is likely still in the cache at the next step; stores around the cache
-// pay once three such arrays no longer fit into a core's share of it, unless the residual takes the
-// gradient's place, whose lines are there anyway.
-constexpr std::int64_t kStreamingElements = std::int64_t{1} << 20;
 
 // Candidates: about 1.4 keep pass the estimated threshold, so that 2 keep are seldom exceeded.
 std::size_t candidate_capacity(std::int64_t n, std::int64_t keep) {
@@ -136,7 +132,7 @@ Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, co
     scan.residual = memory->current().data();
     scan.decay = memory->decay();
     scan.next = memory->next().data();
-    scan.streaming = memory->transactional() && n >= kStreamingElements && scan.next != grad.data;
+    scan.streaming = writes_past_caches(grad, scan.residual, scan.next);
   }
   const ScanSummary summary = choice.chunk > 0
                                   ? select_by_chunk(scan, choice, selection.entries)
