@@ -46,7 +46,9 @@ constexpr std::array kLaterFamilies = {
     LaterWord{"auto", "topk:0.01,values=q8 suits most models; q4 where nothing may be left out"},
 };
 constexpr std::array kLaterOptions = {
-    LaterWord{"warmup", "start=STEP sends dense gradients before that step"},
+    LaterWord{"warmup",
+              "topk lowers its density step by step; start=STEP sends dense gradients "
+              "before that step"},
     LaterWord{"clip", "clip gradients in the training loop"},
     LaterWord{"kind", "q1 to q8 scale each block by its largest magnitude; leave kind out"},
     LaterWord{"rotate", "a smaller block=N adapts to uneven values"},
@@ -93,6 +95,7 @@ std::string common_text(const CommonOptions& options) {
     text += ",decay=" + std::string(buffer.data(), end.ptr);
   }
   if (options.start_step != 0) text += ",start=" + std::to_string(options.start_step);
+  if (options.warmup_steps != 0) text += ",warmup=" + std::to_string(options.warmup_steps);
   if (options.nonfinite != NonFinite::kPropagate) {
     text += ",nonfinite=";
     text += kNonFinite[static_cast<std::size_t>(options.nonfinite)];
@@ -148,8 +151,8 @@ Codec make_codec(std::string_view spec) {
   const SpecReader reader(tokens, known, kLaterOptions);
   Codec codec;
   codec.family_id = family.id;
-  family.make(reader, codec);
   codec.options = read_common(reader);
+  family.make(reader, codec);
   codec.spec = codec.payload  ? codec.payload->name()
                : codec.linear ? codec.linear->name()
                               : std::string("none");

@@ -254,6 +254,21 @@ TEST(Reducer, StartDelaysCompression) {
   });
 }
 
+TEST(Reducer, WarmupLowersTheDensity) {
+  run_reducers(2, "topk:0.01,start=1,warmup=3", [](int rank, auto& reducer, auto& gradients) {
+    std::vector<std::uint64_t> sent;
+    for (std::uint64_t step = 0; step < 6; ++step) {
+      const std::uint64_t before = reducer.stats().wire_bytes;
+      gradients.fill(step, rank);
+      reduce_step(reducer, gradients, kTwoBuckets);
+      sent.push_back(reducer.stats().wire_bytes - before);
+    }
+    for (const std::size_t step : {1, 2, 3, 4}) EXPECT_LT(sent[step], sent[step - 1]) << step;
+    EXPECT_EQ(sent[5], sent[4]);
+    EXPECT_FALSE(reducer.state().entries.empty());
+  });
+}
+
 // The bucket with its gradients elsewhere, in memory that is the reducer's to keep.
 Bucket given(Gradients& gradients, const std::vector<std::size_t>& indices, bool last) {
   Bucket bucket = gradients.bucket(indices, last);
