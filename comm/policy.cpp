@@ -79,10 +79,22 @@ std::string canonical_rule(const PolicyRule& rule) {
   return text + "policy = " + quoted(rule.codec.spec) + "\n";
 }
 
-// Runs make_codec and puts the place of the spec before its message.
+// make_codec for a policy: the gradients' own optimizer has its momentum.
+Codec policy_codec(std::string_view spec) {
+  Codec codec = make_codec(spec);
+  if (codec.payload && codec.payload->memory_needs(1).velocity) {
+    throw PolicyError("policy \"" + std::string(spec) +
+                      "\": momentum correction belongs to the optimizer DGCSGD; with another one "
+                      "its momentum would count twice\nhint: leave out momentum, nesterov, clip "
+                      "and clip_norm");
+  }
+  return codec;
+}
+
+// Runs policy_codec and puts the place of the spec before its message.
 Codec codec_at(const std::string& spec, const std::string& place) {
   try {
-    return make_codec(spec);
+    return policy_codec(spec);
   } catch (const NotAvailable& error) {
     throw NotAvailable(place + ": " + error.what());
   } catch (const PolicyError& error) {
@@ -140,7 +152,7 @@ Policy Policy::parse(std::string_view text) {
     return from_toml(text, "policy");
   }
   Policy policy;
-  policy.fallback_ = make_codec(text);
+  policy.fallback_ = policy_codec(text);
   policy.min_elements_ = kDefaultMinElements;
   policy.text_ = policy.fallback_.spec;
   return policy;

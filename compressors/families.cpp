@@ -49,10 +49,13 @@ constexpr std::array kLaterOptions = {
     LaterWord{"warmup",
               "topk lowers its density step by step; start=STEP sends dense gradients "
               "before that step"},
-    LaterWord{"clip", "clip gradients in the training loop"},
     LaterWord{"kind", "q1 to q8 scale each block by its largest magnitude; leave kind out"},
     LaterWord{"rotate", "a smaller block=N adapts to uneven values"},
 };
+
+// Options of topk that other families are often expected to have.
+constexpr std::array<std::string_view, 4> kMomentumOptions = {"momentum", "nesterov", "clip",
+                                                              "clip_norm"};
 
 constexpr std::array kCommonOptions = {
     FamilyOption{"ef", "on | off", "on",
@@ -138,6 +141,22 @@ const Family& family_of(const SpecTokens& tokens) {
   unknown_family(tokens);
 }
 
+void refuse_momentum(const SpecTokens& tokens, Words known) {
+  for (const SpecOption& option : tokens.options) {
+    const std::string_view name = option.name.text;
+    if (std::find(known.begin(), known.end(), name) != known.end() ||
+        std::find(kMomentumOptions.begin(), kMomentumOptions.end(), name) ==
+            kMomentumOptions.end()) {
+      continue;
+    }
+    const std::string family(tokens.family.text);
+    fail_spec(tokens.text, option.name, "\"" + std::string(name) + "\" is no option of " + family,
+              {},
+              "momentum correction is topk's alone: topk:0.001,momentum=0.9; with " + family +
+                  " momentum and clipping stay with the optimizer");
+  }
+}
+
 }  // namespace
 
 Codec make_codec(std::string_view spec) {
@@ -148,6 +167,7 @@ Codec make_codec(std::string_view spec) {
   for (const std::span<const FamilyOption> options : {family.options, common_options()}) {
     for (const FamilyOption& option : options) known.push_back(option.name);
   }
+  refuse_momentum(tokens, known);
   const SpecReader reader(tokens, known, kLaterOptions);
   Codec codec;
   codec.family_id = family.id;

@@ -47,13 +47,16 @@ void check_gradients(int rank, std::span<const ExchangeLayer> layers,
 
 [[noreturn]] void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what);
 
-// The context of one codec call on a layer (or a range of it, of hash `key_hash`).
+// The context of one codec call on a layer (or a range of it, of hash `key_hash`) for `world_size`
+// ranks.
 inline Context codec_context(const ExchangeLayer& layer, std::uint64_t key_hash, std::uint64_t step,
-                             std::int32_t sender, std::span<std::byte> workspace) {
+                             std::int32_t sender, std::int32_t world_size,
+                             std::span<std::byte> workspace) {
   Context ctx;
   ctx.workspace = workspace;
   ctx.step = step;
   ctx.sender = sender;
+  ctx.world_size = world_size;
   ctx.key_hash = key_hash;
   ctx.parameter = layer.name;
   return ctx;

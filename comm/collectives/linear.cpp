@@ -167,7 +167,7 @@ class LinearExchange final : public Exchange {
   }
 
   Context context(std::size_t i) const {
-    return codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), {});
+    return codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), comm_.size(), {});
   }
 
   static void multiply(TensorView grad, float factor) {

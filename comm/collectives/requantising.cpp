@@ -183,8 +183,8 @@ class RequantisingExchange final : public Exchange {
         continue;
       }
       const std::span<std::byte> slot = message.subspan(range.offset, range.bytes);
-      const Context ctx =
-          codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
+      const Context ctx = codec_context(layers_[i], range.hash, step_, comm_.rank(), comm_.size(),
+                                        workspace_.bytes());
       give_memory(grads_[i], range.begin, range.end, range.worker);
       const EncodeResult result = layers_[i].payload->encode(
           ctx, grads_[i].source.slice(range.begin, range.end), range.worker, slot);
@@ -210,7 +210,8 @@ class RequantisingExchange final : public Exchange {
       return true;
     }
     const std::span<float> sum = scratch_.floats(static_cast<std::size_t>(own.elements()));
-    const Context ctx = codec_context(layer, own.hash, step_, kEveryone, workspace_.bytes());
+    const Context ctx =
+        codec_context(layer, own.hash, step_, kEveryone, comm_.size(), workspace_.bytes());
     layer.payload->sum(ctx, bodies_, weight_, sum);
     const EncodeResult result = layer.payload->encode(ctx, view(sum), own.own, slot);
     zero_slack(slot, result.bytes);
@@ -233,7 +234,7 @@ class RequantisingExchange final : public Exchange {
         continue;
       }
       const Context ctx =
-          codec_context(layers_[i], range.hash, step_, kEveryone, workspace_.bytes());
+          codec_context(layers_[i], range.hash, step_, kEveryone, comm_.size(), workspace_.bytes());
       with_sender(range.owner, layers_[i], [&] {
         layers_[i].payload->decode(ctx, body(range), grads_[i].mean.slice(range.begin, range.end));
       });

@@ -129,8 +129,8 @@ class SparseExchange final : public Exchange {
 
   // Returns whether the gradient held NaN or Inf.
   bool encode(std::size_t i, std::span<std::byte> slot) {
-    const Context ctx =
-        codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
+    const Context ctx = codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(),
+                                      comm_.size(), workspace_.bytes());
     give_memory(grads_[i], 0, layers_[i].elements, slots_[i].memory);
     const EncodeResult result =
         layers_[i].payload->encode(ctx, grads_[i].source, slots_[i].memory, slot);
@@ -165,8 +165,8 @@ class SparseExchange final : public Exchange {
       return true;
     }
     const std::span<float> sum = sum_target(i);
-    const Context ctx =
-        codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
+    const Context ctx = codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(),
+                                      comm_.size(), workspace_.bytes());
     layers_[i].payload->sum(ctx, bodies_, weight_, sum);
     if (!sums_in_place(i)) {
       store_f32(sum, grads_[i].mean);

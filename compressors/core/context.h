@@ -29,7 +29,8 @@ struct Context {
   int threads = 1;                      // codecs give the same bytes for any count
   std::span<std::byte> workspace = {};  // at least workspace_bytes(n), aligned to 64
   std::uint64_t step = 0;
-  std::int32_t sender = 0;  // process rank, or client id
+  std::int32_t sender = 0;      // process rank, or client id
+  std::int32_t world_size = 1;  // P, of those whose gradients are averaged
   std::uint64_t key_hash = 0;
   std::string_view parameter = {};  // for messages only
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <system_error>
 
@@ -129,6 +130,26 @@ double SpecReader::share(std::string_view name, double otherwise, bool open,
                          std::string_view example) const {
   const SpecOption* option = find(name);
   return option == nullptr ? otherwise : share(name, value_of(*option, example), open, example);
+}
+
+double SpecReader::positive(std::string_view name, double otherwise,
+                            std::string_view example) const {
+  const SpecOption* option = find(name);
+  if (option == nullptr) return otherwise;
+  const SpecToken token = value_of(*option, example);
+  double value = 0;
+  const char* end = token.text.data() + token.text.size();
+  const auto [rest, error] = std::from_chars(token.text.data(), end, value);
+  if (rest != end || error != std::errc() || !(value > 0) || !std::isfinite(value)) {
+    fail_spec(tokens_.text, token, word(token) + " is not a number above 0", example,
+              std::string(name) + " is a number above 0");
+  }
+  return value;
+}
+
+void SpecReader::refuse_option(std::string_view name, const std::string& what,
+                               const std::string& hint) const {
+  fail_spec(tokens_.text, find(name)->name, what, {}, hint);
 }
 
 void SpecReader::refuse_value(std::string_view name, const std::string& what,

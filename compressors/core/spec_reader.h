@@ -49,6 +49,12 @@ class SpecReader {
   double share(std::string_view name, SpecToken token, bool open, std::string_view example) const;
   // The same for an option.
   double share(std::string_view name, double otherwise, bool open, std::string_view example) const;
+  // Above 0 and finite.
+  double positive(std::string_view name, double otherwise, std::string_view example) const;
+  bool has(std::string_view name) const { return find(name) != nullptr; }
+  // Refuses an option that was given, its name marked.
+  [[noreturn]] void refuse_option(std::string_view name, const std::string& what,
+                                  const std::string& hint) const;
   // Refuses the value of an option that was given.
   [[noreturn]] void refuse_value(std::string_view name, const std::string& what,
                                  std::string_view instead) const;

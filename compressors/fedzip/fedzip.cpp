@@ -199,7 +199,7 @@ EncodeResult FedzipCodec::encode(const Context& ctx, TensorView grad, Memory* me
     for (std::size_t i = 0; i < values.size(); ++i) {
       values[i] -= draft.clusters.centroid[draft.label_of_entry[i]];
     }
-    topk::scatter(indices, values, selection.next);
+    topk::scatter(indices, values, selection.scan.next);
   }
   return {.bytes = draft.bytes};
 }

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -12,6 +14,7 @@
 #include "compressors/core/convert.h"
 #include "compressors/core/spec_text.h"
 #include "compressors/core/workspace.h"
+#include "compressors/topk/topk_carried.h"
 #include "compressors/topk/topk_index.h"
 #include "compressors/topk/topk_sample.h"
 #include "compressors/topk/topk_selection.h"
@@ -35,6 +38,24 @@ constexpr std::size_t kTogether = 8;
 constexpr std::size_t kSumElements = 2048;
 constexpr std::size_t kLineBytes = 64;
 
+// The state kept in Memory: a topk::Carried, and the gradient's L2 norm.
+constexpr std::size_t kCarriedFloats = 3;
+constexpr std::size_t kStateFloats = kCarriedFloats + 1;
+
+// Of the L2 norm, in fp32 and finite.
+float norm_of(double squares) {
+  return static_cast<float>(
+      std::min(std::sqrt(squares), double{std::numeric_limits<float>::max()}));
+}
+
+std::string momentum_text(const TopKMomentum& momentum) {
+  std::string text = ",momentum=" + number_text(momentum.factor);
+  if (momentum.nesterov) text += ",nesterov";
+  if (momentum.clip > 0) text += ",clip=" + number_text(momentum.clip);
+  if (momentum.clip_norm == TopKClipNorm::kLast) text += ",clip_norm=last";
+  return text;
+}
+
 class TopKCodec final : public PayloadCodec {
  public:
   explicit TopKCodec(const TopKOptions& options) : options_(options) {}
@@ -46,8 +67,12 @@ class TopKCodec final : public PayloadCodec {
       text += ",values=";
       text += kTopKValuesWords[static_cast<std::size_t>(options_.values)];
     }
-    if (options_.select == TopKSelect::kSampled) text += ",select=sampled";
+    if (options_.select != TopKSelect::kExact) {
+      text += ",select=";
+      text += kTopKSelectWords[static_cast<std::size_t>(options_.select)];
+    }
     if (options_.chunk > 0) text += ",chunk=" + std::to_string(options_.chunk);
+    if (options_.momentum) text += momentum_text(*options_.momentum);
     return text;
   }
 
@@ -57,6 +82,7 @@ class TopKCodec final : public PayloadCodec {
 
   std::size_t slot_bytes(std::int64_t n) const override;
   std::size_t workspace_bytes(std::int64_t n) const override;
+  MemoryNeeds memory_needs(std::int64_t n) const override;
   EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
                       std::span<std::byte> out) const override;
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override;
@@ -74,8 +100,28 @@ class TopKCodec final : public PayloadCodec {
   topk::Choice choice(std::int64_t n) const;
   // Drops the smallest entries that the slot has no room for.
   TopKIndexCoding fit(std::int64_t n, std::size_t slot, topk::Candidates& entries) const;
-  std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding,
+  // The scales of values begin at the magnitude of bits `low`.
+  std::size_t write_body(std::int64_t n, const TopKIndexCoding& coding, std::uint32_t low,
                          const topk::Candidates& entries, std::span<std::byte> out) const;
+  EncodeResult finish(std::int64_t n, std::size_t slot, topk::CarriedPass pass,
+                      topk::Selection& selection, std::span<std::byte> out) const;
+  // Bytes for the indices of `count` entries.
+  std::size_t room(std::size_t slot, std::size_t count) const;
+
+  struct State {
+    topk::Carried carried = {};
+    float norm = 0;
+  };
+  static_assert(sizeof(State) == kStateFloats * sizeof(float));
+  bool carries() const { return options_.select == TopKSelect::kCarried; }
+  bool clips_by_last() const {
+    return options_.momentum && options_.momentum->clip_norm == TopKClipNorm::kLast;
+  }
+  State read_state(const Memory* memory) const;
+  void check_velocity(const Context& ctx, const Memory* memory) const;
+  // The velocity, and the factor that clips the gradient.
+  topk::Momentum momentum_of(const Context& ctx, TensorView grad, const Memory& memory,
+                             float last_norm) const;
   class Entries;
 
   std::uint32_t kind() const { return static_cast<std::uint32_t>(options_.values); }
@@ -109,7 +155,7 @@ std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
 }
 
 topk::Choice TopKCodec::choice(std::int64_t n) const {
-  topk::Choice choice{.keep = keep(n), .sampled = options_.select == TopKSelect::kSampled};
+  topk::Choice choice{.keep = keep(n), .sampled = options_.select != TopKSelect::kExact};
   if (options_.chunk > 0) {
     choice.chunk = options_.chunk;
     choice.keep_in_chunk = keep_together(options_.chunk);
@@ -118,35 +164,128 @@ topk::Choice TopKCodec::choice(std::int64_t n) const {
   return choice;
 }
 
+MemoryNeeds TopKCodec::memory_needs(std::int64_t /*n*/) const {
+  return {.velocity = options_.momentum.has_value(),
+          .state = carries() || clips_by_last() ? std::int64_t{kStateFloats} : 0};
+}
+
 EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memory,
                                std::span<std::byte> out) const {
   const std::int64_t n = grad.elements;
   const std::size_t slot = slot_bytes(n);
   check_encode(ctx, grad, memory, out, slot);
   topk::check_dtype(ctx, "topk", grad.dtype);
+  if (options_.momentum) check_velocity(ctx, memory);
   Workspace workspace(ctx.workspace);
-  topk::Selection selection = topk::select_largest(ctx, grad, memory, choice(n), workspace);
+  const State before = read_state(memory);
+  double squares = 0;
+  topk::Momentum momentum;
+  if (options_.momentum && n > 0) momentum = momentum_of(ctx, grad, *memory, before.norm);
+  topk::Selection selection =
+      topk::prepare(ctx, grad, memory, options_.momentum ? &momentum : nullptr, keep(n), workspace);
   if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
-  constexpr std::uint32_t kSpan = std::uint32_t{kTopKQ8Octaves} << 23;
-  if (options_.values == TopKValues::kQ8 && selection.magnitude > kSpan) {
-    topk::drop_below(selection.entries, selection.magnitude - kSpan);
+  if (clips_by_last()) selection.scan.squares = &squares;
+
+  const double aim = topk::carried_aim(n, keep(n));
+  const std::uint32_t least =
+      carries() ? topk::carried_threshold(ctx, before.carried, aim, selection) : 1;
+  topk::CarriedPass pass;
+  if (least > 1) {
+    pass = topk::select_carried(ctx, least, options_.values, selection);
+  } else {
+    topk::select(ctx, choice(n), selection);
   }
-  const TopKIndexCoding coding = fit(n, slot, selection.entries);
+  topk::settle(memory, selection);
+  if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
+  topk::Candidates& entries = selection.entries;
+  if (memory != nullptr && !memory->next_state().empty()) {
+    const std::uint32_t reached = pass.settled ? pass.least : topk::part_of_least(entries, 1.0F);
+    const State after{.carried = topk::carry(before.carried, entries, reached, aim),
+                      .norm = norm_of(squares)};
+    std::memcpy(memory->next_state().data(), &after, sizeof after);
+  }
+  return finish(n, slot, pass, selection, out);
+}
+
+// Writes the body, and what is not sent of the entries to the memory.
+EncodeResult TopKCodec::finish(std::int64_t n, std::size_t slot, topk::CarriedPass pass,
+                               topk::Selection& selection, std::span<std::byte> out) const {
+  topk::Candidates& entries = selection.entries;
+  TopKIndexCoding coding = choose_topk_coding(n, {entries.index, entries.count});
+  if (pass.settled && coding.bytes() > room(slot, entries.count)) {
+    topk::restore_rounded(pass, selection);
+    pass = {};
+  }
+  std::uint32_t low = pass.least;
+  if (!pass.settled) {
+    constexpr std::uint32_t kSpan = std::uint32_t{kTopKQ8Octaves} << 23;
+    if (options_.values == TopKValues::kQ8 && selection.summary.magnitude > kSpan) {
+      topk::drop_below(entries, selection.summary.magnitude - kSpan);
+    }
+    coding = fit(n, slot, entries);
+    low = least_magnitude({entries.value, entries.count});
+  }
   EncodeResult result;
-  result.bytes = write_body(n, coding, selection.entries, out);
-  if (memory != nullptr) {
-    topk::scatter({selection.entries.index, selection.entries.count},
-                  {selection.entries.value, selection.entries.count}, selection.next);
+  result.bytes = write_body(n, coding, low, entries, out);
+  const std::span<const std::uint32_t> indices(entries.index, entries.count);
+  const std::span<float> missing(entries.value, entries.count);
+  if (selection.scan.next != nullptr && pass.rounded == 0) {
+    topk::scatter(indices, missing, selection.scan.next);
+  }
+  if (options_.momentum) {
+    std::fill(missing.begin(), missing.end(), 0.0F);
+    topk::scatter(indices, missing, selection.scan.momentum.next);
   }
   return result;
+}
+
+void TopKCodec::check_velocity(const Context& ctx, const Memory* memory) const {
+  if (memory != nullptr &&
+      memory->velocity().size() == static_cast<std::size_t>(memory->elements())) {
+    return;
+  }
+  fail_argument(
+      ctx, name() +
+               (memory == nullptr ? " without a memory" : " with a memory that keeps no velocity") +
+               ", expected one with a velocity\nhint: make the memory with the codec's "
+               "memory_needs(n), and leave ef=on");
+}
+
+TopKCodec::State TopKCodec::read_state(const Memory* memory) const {
+  State state;
+  if (memory != nullptr && memory->state().size() == kStateFloats) {
+    std::memcpy(&state, memory->state().data(), sizeof state);
+  }
+  return state;
+}
+
+topk::Momentum TopKCodec::momentum_of(const Context& ctx, TensorView grad, const Memory& memory,
+                                      float last_norm) const {
+  const TopKMomentum& options = *options_.momentum;
+  topk::Momentum momentum{.velocity = memory.velocity().data(),
+                          .factor = static_cast<float>(options.factor),
+                          .nesterov = options.nesterov};
+  if (options.clip > 0) {
+    const double norm = clips_by_last() && last_norm > 0
+                            ? double{last_norm}
+                            : std::sqrt(topk::sum_of_squares(grad.data, grad.dtype, grad.elements));
+    const double most = options.clip / std::sqrt(static_cast<double>(ctx.world_size));
+    // Not so where the norm is NaN, which the pass will find.
+    if (norm > most) momentum.scale = static_cast<float>(most / norm);
+  }
+  return momentum;
+}
+
+std::size_t TopKCodec::room(std::size_t slot, std::size_t count) const {
+  return slot - kHeaderBytes - topk_value_bytes(options_.values, count);
 }
 
 TopKIndexCoding TopKCodec::fit(std::int64_t n, std::size_t slot, topk::Candidates& c) const {
   for (;;) {
     const TopKIndexCoding coding = choose_topk_coding(n, {c.index, c.count});
-    const std::size_t room = slot - kHeaderBytes - topk_value_bytes(options_.values, c.count);
-    if (coding.bytes() <= room) return coding;
-    const std::uint64_t excess = coding.bits - 8 * room;
+    const std::size_t bytes = room(slot, c.count);
+    if (coding.bytes() <= bytes) return coding;
+    const std::uint64_t excess = coding.bits - 8 * bytes;
     const auto saved = static_cast<std::uint64_t>(std::max(coding.parameter, 1));
     const std::uint64_t dropped = (excess + saved - 1) / saved;
     c.keep = c.count - std::min<std::size_t>(c.count, dropped);
@@ -158,7 +297,7 @@ TopKIndexCoding TopKCodec::fit(std::int64_t n, std::size_t slot, topk::Candidate
   }
 }
 
-std::size_t TopKCodec::write_body(std::int64_t n, const TopKIndexCoding& coding,
+std::size_t TopKCodec::write_body(std::int64_t n, const TopKIndexCoding& coding, std::uint32_t low,
                                   const topk::Candidates& entries, std::span<std::byte> out) const {
   const auto count = static_cast<std::uint32_t>(entries.count);
   out[0] = static_cast<std::byte>(mode());
@@ -167,7 +306,7 @@ std::size_t TopKCodec::write_body(std::int64_t n, const TopKIndexCoding& coding,
                                   kind() % kKindsAMode << kValuesShift);
   std::memcpy(out.data() + 2, &count, sizeof count);
   const std::size_t value_bytes = topk_value_bytes(options_.values, entries.count);
-  write_topk_values(options_.values, {entries.value, entries.count},
+  write_topk_values(options_.values, low, {entries.value, entries.count},
                     out.subspan(kHeaderBytes, value_bytes));
   write_topk_indices(coding, n, {entries.index, entries.count},
                      out.subspan(kHeaderBytes + value_bytes));
@@ -331,6 +470,20 @@ void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byt
   if (streaming) hwy::FlushStream();
 }
 
+void check_momentum(const TopKMomentum& momentum) {
+  if (!(momentum.factor >= 0 && momentum.factor < 1)) {
+    throw InvalidArgument("topk: momentum " + number_text(momentum.factor) +
+                          ", expected 0 or more and less than 1");
+  }
+  if (!(momentum.clip >= 0 && std::isfinite(momentum.clip))) {
+    throw InvalidArgument("topk: clip " + number_text(momentum.clip) +
+                          ", expected a norm above 0, or 0 for none");
+  }
+  if (momentum.clip == 0 && momentum.clip_norm != TopKClipNorm::kTensor) {
+    throw InvalidArgument("topk: a clip_norm without clip");
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options) {
@@ -347,12 +500,13 @@ std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options) 
     throw InvalidArgument("topk: chunk = " + std::to_string(options.chunk) + ", expected 0 or " +
                           std::to_string(kMinTopKChunk) + " to " + std::to_string(kMaxTopKChunk));
   }
-  if (options.chunk != 0 && options.select == TopKSelect::kSampled) {
-    throw InvalidArgument("topk: a chunk's selection is exact, expected no select=sampled");
+  if (options.chunk != 0 && options.select != TopKSelect::kExact) {
+    throw InvalidArgument("topk: a chunk's selection is exact, expected no other select");
   }
   if (options.k < 0) {
     throw InvalidArgument("topk: k = " + std::to_string(options.k) + ", expected 1 or more");
   }
+  if (options.momentum) check_momentum(*options.momentum);
   return std::make_shared<TopKCodec>(options);
 }
 

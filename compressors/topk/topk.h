@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 
 #include "compressors/core/codec.h"
@@ -33,6 +34,31 @@ inline constexpr std::array<std::string_view, 6> kTopKValuesWords = {"fp32", "bf
 enum class TopKSelect : std::uint8_t {
   kExact,    // exactly the k largest magnitudes, ties to the lowest index; zeros are never sent
   kSampled,  // all that pass a threshold estimated from a sample, between 0.8 k and k of them
+  kCarried,  // the same by the threshold of the step before, corrected; it is in Memory's state
+};
+
+// As specs spell them, in the order of TopKSelect.
+inline constexpr std::array<std::string_view, 3> kTopKSelectWords = {"exact", "sampled", "carried"};
+
+// Whose L2 norm local clipping goes by.
+enum class TopKClipNorm : std::uint8_t {
+  kTensor,  // the gradient's own: one more pass over it
+  kLast,    // the last step's, which is in Memory's state; at the first step its own
+};
+
+// As specs spell them, in the order of TopKClipNorm.
+inline constexpr std::array<std::string_view, 2> kTopKClipNormWords = {"tensor", "last"};
+
+// Momentum correction (Lin et al. 2018, section 3): a local velocity u, in Memory, and its sum v.
+// With g' = min(1, clip * P^(-1/2) / |g|) g, P the number of ranks: u = m u + g', v = decay v + u;
+// Nesterov: u = m (u + g'), v = decay v + (u + g'). Where an entry is sent u becomes zero, and of v
+// only what rounding lost is left. Such a codec needs a Memory with a velocity. An all-zero
+// gradient leaves u as it is, too.
+struct TopKMomentum {
+  double factor = 0.9;  // m in [0, 1)
+  bool nesterov = false;
+  double clip = 0;  // above 0; 0: gradients are not clipped
+  TopKClipNorm clip_norm = TopKClipNorm::kTensor;
 };
 
 inline constexpr std::int64_t kMinTopKChunk = 64;
@@ -47,6 +73,7 @@ struct TopKOptions {
   std::int64_t chunk = 0;
   TopKValues values = TopKValues::kF32;
   TopKSelect select = TopKSelect::kExact;
+  std::optional<TopKMomentum> momentum = {};
 };
 
 // InvalidArgument for options out of range. A tensor of the codec has less than 2^32 elements.

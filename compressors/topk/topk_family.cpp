@@ -1,6 +1,8 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,10 +16,19 @@ constexpr std::array<std::string_view, 1> kWords = {"topk"};
 constexpr std::array kOptions = {
     FamilyOption{"values", "fp32 | bf16 | q8 | q4 | q2 | ternary", "fp32",
                  "how the entries' values are sent; ternary: signs and one magnitude"},
-    FamilyOption{"select", "exact | sampled", "exact",
-                 "sampled: 0.8 k to k entries, by a threshold estimated from a sample"},
+    FamilyOption{"select", "exact | sampled | carried", "exact",
+                 "0.8 k to k entries, sampled: by a threshold estimated from a sample; carried: by "
+                 "the last step's, corrected, in one pass"},
     FamilyOption{"chunk", "64 to 65536", "the whole tensor",
                  "elements that are selected from together; k=COUNT counts in each chunk"},
+    FamilyOption{"momentum", "0 to 1, below 1", "none",
+                 "momentum correction: a local velocity, cleared where an entry is sent; for "
+                 "optimizers without momentum of their own"},
+    FamilyOption{"nesterov", "on | off", "off", "Nesterov's momentum, with momentum=M"},
+    FamilyOption{"clip", "a number above 0", "none",
+                 "with momentum=M: the gradient's L2 norm is kept below clip / sqrt(ranks)"},
+    FamilyOption{"clip_norm", "tensor | last", "tensor",
+                 "last: clip by the last step's norm, without another pass"},
     FamilyOption{"warmup", "a number of steps", "0",
                  "from start on, as long as the density falls: 0.25, 0.0625, ... in equal stages"},
 };
@@ -41,10 +52,29 @@ std::vector<WarmupStage> warmup_stages(TopKOptions options, std::uint64_t steps)
   return stages;
 }
 
+std::optional<TopKMomentum> read_momentum(const SpecReader& reader) {
+  if (!reader.has("momentum")) {
+    for (const std::string_view name : {"nesterov", "clip", "clip_norm"}) {
+      if (reader.has(name)) {
+        reader.refuse_option(name, std::string(name) + " without momentum",
+                             "it is a part of momentum correction: add momentum=0.9");
+      }
+    }
+    return {};
+  }
+  TopKMomentum momentum;
+  momentum.factor = reader.share("momentum", 0, false, "0.9");
+  if (momentum.factor >= 1) reader.refuse_value("momentum", "expected less than 1", "0.9");
+  momentum.nesterov = reader.flag("nesterov", false);
+  momentum.clip = reader.positive("clip", 0, "1");
+  momentum.clip_norm = static_cast<TopKClipNorm>(reader.choice("clip_norm", kTopKClipNormWords, 0));
+  if (momentum.clip == 0 && reader.has("clip_norm")) {
+    reader.refuse_option("clip_norm", "clip_norm without clip", "add clip=NORM, or leave it out");
+  }
+  return momentum;
+}
+
 void make(const SpecReader& reader, Codec& codec) {
-  constexpr std::array<std::string_view, 2> kSelect = {"exact", "sampled"};
-  constexpr std::array kLaterSelect = {
-      LaterWord{"carried", "select=sampled estimates the threshold anew each step"}};
   const SpecToken& main =
       reader.needed_main("a density or a count: topk:0.01 or topk:k=1000", "topk:0.01");
   TopKOptions options;
@@ -54,10 +84,14 @@ void make(const SpecReader& reader, Codec& codec) {
     options.density = reader.share("density", main, true, "0.01");
   }
   options.values = static_cast<TopKValues>(reader.choice("values", kTopKValuesWords, 0));
-  options.select = static_cast<TopKSelect>(reader.choice("select", kSelect, 0, kLaterSelect));
+  options.select = static_cast<TopKSelect>(reader.choice("select", kTopKSelectWords, 0));
   options.chunk = reader.integer("chunk", 0, kMinTopKChunk, kMaxTopKChunk);
-  if (options.chunk > 0 && options.select == TopKSelect::kSampled) {
+  if (options.chunk > 0 && options.select != TopKSelect::kExact) {
     reader.refuse_value("select", "a chunk's selection is exact", "exact");
+  }
+  options.momentum = read_momentum(reader);
+  if (options.momentum && !codec.options.error_feedback) {
+    reader.refuse_value("ef", "momentum correction keeps what is not sent", "on");
   }
   codec.payload = make_topk_codec(options);
   const std::int64_t warmup =

@@ -37,11 +37,26 @@ void keep_largest(Candidates& candidates);
 // kept.
 void compact(Candidates& candidates, std::uint32_t least, std::size_t ties);
 
+// How many candidates' magnitude bits are at least `least`.
+std::size_t count_from(const Candidates& candidates, std::uint32_t least);
+
 // Bits of `share`, in (0, 1], of the least magnitude among the candidates; 1 where there is none.
 std::uint32_t part_of_least(const Candidates& candidates, float share);
 
 // Drops candidates with magnitude bits below `least`, order kept.
 void drop_below(Candidates& candidates, std::uint32_t least);
+
+// Momentum correction (Lin et al. 2018, section 3.1): u = factor * velocity + scale * grad stands
+// in for the gradient; with nesterov u = factor * (velocity + scale * grad), and u + scale * grad
+// does. Every product and every sum is rounded.
+struct Momentum {
+  const float* velocity = nullptr;  // null: the gradient is taken as it is
+  float* next = nullptr;  // null: u is not stored; may be `velocity`, 64-byte aligned else
+  float factor = 0;
+  float scale = 1;
+  bool nesterov = false;
+  bool streaming = false;  // stores to `next` go around the caches
+};
 
 struct Scan {
   const void* grad = nullptr;
@@ -52,15 +67,35 @@ struct Scan {
   bool streaming = false;   // stores to `next` go around the caches
   std::int64_t count = 0;   // elements
   std::uint32_t first = 0;  // index of the first one
+  Momentum momentum = {};
+  // What the squares of `grad`, a chunk's sum after the other, are added to; null: they are not.
+  // Only with momentum.
+  double* squares = nullptr;
 };
+
+// Elements [begin, end) of a scan.
+Scan part_of(const Scan& scan, std::int64_t begin, std::int64_t end);
 
 struct ScanSummary {
   std::uint32_t magnitude = 0;  // bits of the largest |v|; >= kInfinityBits: NaN or Inf
   bool gradient_nonzero = false;
+
+  void add(const ScanSummary& part) {
+    magnitude = magnitude < part.magnitude ? part.magnitude : magnitude;
+    gradient_nonzero = gradient_nonzero || part.gradient_nonzero;
+  }
 };
 
 // v = grad + decay * residual (the product rounded, then the sum), v to next, candidates appended.
 ScanSummary scan(const Scan& args, Candidates& candidates);
+
+// Writes values[i] to next[indices[i] - args.first]: ascending indices that `args` has scanned.
+// Where it streams, whole cache lines are, the rest of them computed again.
+void patch(const Scan& args, std::span<const std::uint32_t> indices, const float* values);
+
+// The sum of the squares of `grad` in fp64, by chunks of kChunkElements: element i of one in lane i
+// mod 16, lanes added in halves, chunks in order. The same on every target.
+double sum_of_squares(const void* grad, DType dtype, std::int64_t count);
 
 // Copies `range` to `to` and leaves zeros in it. streaming: whole cache lines of `to` are written
 // around the caches; hwy::FlushStream() must follow the last one.

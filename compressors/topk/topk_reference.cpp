@@ -80,9 +80,8 @@ Step step_of(int width, std::uint32_t bits, std::uint32_t low, std::uint64_t ran
   return {bin, std::min<std::uint64_t>(begin + range / (2 * bins), magnitude_bits(most))};
 }
 
-void put_scaled(std::vector<std::byte>& body, std::vector<float>& values, int width) {
-  std::uint32_t low = std::numeric_limits<std::uint32_t>::max();
-  for (const float value : values) low = std::min(low, magnitude_bits(value));
+void put_scaled(std::vector<std::byte>& body, std::vector<float>& values, std::uint32_t low,
+                int width) {
   put_bytes(body, low, 4);
   std::vector<std::uint32_t> ends;
   for (std::size_t first = 0; first < values.size(); first += 256) {
@@ -117,7 +116,9 @@ void put_ternary(std::vector<std::byte>& body, std::vector<float>& values) {
   }
 }
 
-void put_values(TopKValues kind, std::vector<std::byte>& body, std::vector<float>& values) {
+// The scales begin at the magnitude of bits `low`.
+void put_values(TopKValues kind, std::uint32_t low, std::vector<std::byte>& body,
+                std::vector<float>& values) {
   switch (kind) {
     case TopKValues::kF32:
       for (const float x : values) put_bytes(body, std::bit_cast<std::uint32_t>(x), 4);
@@ -125,11 +126,11 @@ void put_values(TopKValues kind, std::vector<std::byte>& body, std::vector<float
     case TopKValues::kBF16:
       return put_bf16(body, values);
     case TopKValues::kQ8:
-      return put_scaled(body, values, 8);
+      return put_scaled(body, values, low, 8);
     case TopKValues::kQ4:
-      return put_scaled(body, values, 4);
+      return put_scaled(body, values, low, 4);
     case TopKValues::kQ2:
-      return put_scaled(body, values, 2);
+      return put_scaled(body, values, low, 2);
     case TopKValues::kTernary:
       return put_ternary(body, values);
   }
@@ -184,29 +185,55 @@ void put_indices(std::vector<std::byte>& body, std::span<const std::uint32_t> in
   }
 }
 
-}  // namespace
+// By chunks of 4096: element i of one in lane i mod 16, lanes added in halves, chunks in order.
+double sum_of_squares(std::span<const float> x, double sum) {
+  for (std::size_t begin = 0; begin < x.size(); begin += 4096) {
+    double lanes[16] = {};
+    for (std::size_t i = begin; i < std::min(begin + 4096, x.size()); ++i) {
+      lanes[(i - begin) % 16] += double{x[i]} * x[i];
+    }
+    for (std::size_t half = 8; half > 0; half /= 2) {
+      for (std::size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    }
+    sum += lanes[0];
+  }
+  return sum;
+}
 
-TopKReference encode_topk_reference(const TopKOptions& options, std::span<const float> grad,
-                                    std::span<const float> residual, float decay) {
-  const std::size_t n = grad.size();
-  std::vector<float> v(grad.begin(), grad.end());
-  for (std::size_t i = 0; i < residual.size(); ++i) {
-    const float kept = decay * residual[i];
-    v[i] += kept;
+// What stands in for the gradient; u becomes the new velocity.
+std::vector<float> correct(const TopKMomentum& momentum, const TopKReferenceInput& input,
+                           std::vector<float>& u) {
+  const auto m = static_cast<float>(momentum.factor);
+  float scale = 1;
+  if (momentum.clip > 0) {
+    const bool last = momentum.clip_norm == TopKClipNorm::kLast && input.last_norm > 0;
+    const double norm = last ? input.last_norm : std::sqrt(sum_of_squares(input.grad, 0));
+    const double most = momentum.clip / std::sqrt(static_cast<double>(input.world_size));
+    if (norm > most) scale = static_cast<float>(most / norm);
   }
-  const auto one_byte = [](BodyMode mode) {
-    return TopKReference{.body = {static_cast<std::byte>(mode)}, .residual = {}};
-  };
-  if (!std::all_of(v.begin(), v.end(), [](float x) { return std::isfinite(x); })) {
-    return one_byte(BodyMode::kNonFinite);
+  std::vector<float> corrected(input.grad.begin(), input.grad.end());
+  u.assign(input.velocity.begin(), input.velocity.end());
+  for (std::size_t i = 0; i < u.size(); ++i) {
+    const float g = scale * input.grad[i];
+    if (momentum.nesterov) {
+      const float sum = u[i] + g;
+      u[i] = m * sum;
+      corrected[i] = u[i] + g;
+    } else {
+      const float slowed = m * u[i];
+      u[i] = slowed + g;
+      corrected[i] = u[i];
+    }
   }
-  if (std::all_of(grad.begin(), grad.end(), [](float x) { return x == 0.0F; })) {
-    return one_byte(BodyMode::kEmpty);
-  }
+  return corrected;
+}
+
+// The k largest of every chunk, or of the tensor.
+std::vector<std::uint32_t> select_largest(const TopKOptions& options, std::span<const float> v) {
   std::vector<std::uint32_t> indices;
-  const std::size_t chunk = options.chunk > 0 ? static_cast<std::size_t>(options.chunk) : n;
-  for (std::size_t begin = 0; begin < n; begin += chunk) {
-    const auto part = std::span<const float>(v).subspan(begin, std::min(chunk, n - begin));
+  const std::size_t chunk = options.chunk > 0 ? static_cast<std::size_t>(options.chunk) : v.size();
+  for (std::size_t begin = 0; begin < v.size(); begin += chunk) {
+    const auto part = v.subspan(begin, std::min(chunk, v.size() - begin));
     const auto size = static_cast<double>(part.size());
     const double wanted =
         options.k > 0 ? static_cast<double>(options.k) : std::round(options.density * size);
@@ -215,15 +242,74 @@ TopKReference encode_topk_reference(const TopKOptions& options, std::span<const 
       indices.push_back(static_cast<std::uint32_t>(begin) + i);
     }
   }
-  if (options.values == TopKValues::kQ8) {
-    std::uint32_t most = 0;
-    for (const float x : v) most = std::max(most, magnitude_bits(x));
-    // Bits of a magnitude count 2^23 an octave.
-    std::erase_if(indices,
-                  [&](std::uint32_t i) { return most - magnitude_bits(v[i]) > 126U * (1U << 23); });
-  }
+  return indices;
+}
 
+constexpr std::uint32_t kSpan = 126U * (1U << 23);  // bits of a magnitude count 2^23 an octave
+
+std::uint32_t largest(std::span<const float> v) {
+  std::uint32_t most = 0;
+  for (const float x : v) most = std::max(most, magnitude_bits(x));
+  return most;
+}
+
+// Those that pass the carried threshold, where they are 0.8 k to k; low: what the scales begin at.
+std::vector<std::uint32_t> select_any(const TopKOptions& options, std::span<const float> v,
+                                      std::uint32_t threshold, std::uint32_t& low) {
+  std::vector<std::uint32_t> indices = select_largest(options, v);
+  const std::uint32_t most = largest(v);
+  if (options.select == TopKSelect::kCarried && threshold > 0) {
+    // indices are the k largest: fewer only where the rest is zero.
+    const auto n = static_cast<double>(v.size());
+    const double wanted =
+        options.k > 0 ? static_cast<double>(options.k) : std::round(options.density * n);
+    const auto k = static_cast<std::size_t>(std::clamp(wanted, 1.0, n));
+    std::vector<std::uint32_t> passing;
+    for (std::uint32_t i = 0; i < v.size(); ++i) {
+      if (magnitude_bits(v[i]) >= threshold) passing.push_back(i);
+    }
+    if (passing.size() <= k &&
+        static_cast<double>(passing.size()) >= 0.8 * static_cast<double>(k)) {
+      indices = passing;
+      if (options.values != TopKValues::kQ8 || most <= threshold + kSpan) low = threshold;
+    }
+  }
+  if (options.values == TopKValues::kQ8 && low == 0) {
+    std::erase_if(indices, [&](std::uint32_t i) { return most - magnitude_bits(v[i]) > kSpan; });
+  }
+  return indices;
+}
+
+}  // namespace
+
+TopKReference encode_topk_reference(const TopKOptions& options, const TopKReferenceInput& input) {
+  const std::size_t n = input.grad.size();
   TopKReference result;
+  std::vector<float> v(input.grad.begin(), input.grad.end());
+  if (options.momentum) v = correct(*options.momentum, input, result.velocity);
+  for (std::size_t i = 0; i < input.residual.size(); ++i) {
+    const float kept = input.decay * input.residual[i];
+    v[i] += kept;
+  }
+  const auto one_byte = [](BodyMode mode) {
+    return TopKReference{.body = {static_cast<std::byte>(mode)}};
+  };
+  if (!std::all_of(v.begin(), v.end(), [](float x) { return std::isfinite(x); })) {
+    return one_byte(BodyMode::kNonFinite);
+  }
+  if (std::all_of(input.grad.begin(), input.grad.end(), [](float x) { return x == 0.0F; })) {
+    return one_byte(BodyMode::kEmpty);
+  }
+  const std::size_t chunk = options.chunk > 0 ? static_cast<std::size_t>(options.chunk) : n;
+  double squares = 0;
+  for (std::size_t begin = 0; begin < n; begin += chunk) {
+    squares = sum_of_squares(input.grad.subspan(begin, std::min(chunk, n - begin)), squares);
+  }
+  result.norm =
+      static_cast<float>(std::min(std::sqrt(squares), double{std::numeric_limits<float>::max()}));
+
+  std::uint32_t low = 0;
+  std::vector<std::uint32_t> indices = select_any(options, v, input.threshold, low);
   const auto kind = static_cast<unsigned>(options.values);
   std::vector<float> values;
   Coding coding;
@@ -234,7 +320,12 @@ TopKReference encode_topk_reference(const TopKOptions& options, std::span<const 
     for (const std::uint32_t i : indices) values.push_back(v[i]);
     coding = shortest_coding(indices, n);
     std::vector<std::byte> section;
-    if (!values.empty()) put_values(options.values, section, values);
+    std::uint32_t begin = low;
+    if (begin == 0) {
+      begin = std::numeric_limits<std::uint32_t>::max();
+      for (const float value : values) begin = std::min(begin, magnitude_bits(value));
+    }
+    if (!values.empty()) put_values(options.values, begin, section, values);
     const std::uint64_t room = 8 * (slot - 6 - section.size());
     if ((coding.bits + 7) / 8 * 8 <= room) {
       put_bytes(result.body, 16 + kind / 3, 1);
@@ -245,6 +336,7 @@ TopKReference encode_topk_reference(const TopKOptions& options, std::span<const 
       result.body.insert(result.body.end(), section.begin(), section.end());
       break;
     }
+    low = 0;
     const auto saved = static_cast<std::uint64_t>(std::max(coding.parameter, 1));
     const std::uint64_t dropped = (coding.bits - room + saved - 1) / saved;
     std::vector<float> sent(n);
@@ -253,7 +345,10 @@ TopKReference encode_topk_reference(const TopKOptions& options, std::span<const 
   }
   if (!values.empty()) put_indices(result.body, indices, n, coding.bitmap, coding.parameter);
   result.residual = v;
-  for (std::size_t i = 0; i < indices.size(); ++i) result.residual[indices[i]] -= values[i];
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    result.residual[indices[i]] -= values[i];
+    if (options.momentum) result.velocity[indices[i]] = 0;
+  }
   return result;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace thinwire::topk {
 namespace {
@@ -69,6 +70,64 @@ ChunkLines draw_lines(const SamplePlan& plan, std::int64_t first, const RandomSt
   return lines;
 }
 
+// The sample.keep largest of the sample, fewer where fewer are not zero.
+void take_sample(const Scan& scan, const SamplePlan& plan, const RandomStream& stream,
+                 Candidates& sample) {
+  sample.count = 0;
+  sample.threshold = 1;
+  sample.capacity = sample.keep + 2 * kChunkElements;
+  alignas(64) std::array<float, kGatherElements> grad;
+  alignas(64) std::array<float, kGatherElements> residual;
+  alignas(64) std::array<float, kGatherElements> velocity;
+  const auto element_bytes = static_cast<std::int64_t>(size_bytes(scan.dtype));
+  const std::int64_t line_bytes = kLineElements * element_bytes;
+  const auto line_of = [&](std::int64_t line) {
+    return static_cast<const char*>(scan.grad) + line * line_bytes;
+  };
+  const std::array<std::pair<const float*, float*>, 2> parts = {
+      {{scan.residual, residual.data()}, {scan.momentum.velocity, velocity.data()}}};
+  const auto fetch = [&](const ChunkLines& lines) {
+    for (std::int64_t i = 0; i < lines.count; ++i) {
+      const std::int64_t line = lines.line[static_cast<std::size_t>(i)];
+      __builtin_prefetch(line_of(line));
+      for (const auto& [from, to] : parts) {
+        if (from != nullptr) __builtin_prefetch(from + line * kLineElements);
+      }
+    }
+  };
+  Scan gathered = scan;
+  gathered.grad = grad.data();
+  gathered.residual = scan.residual == nullptr ? nullptr : residual.data();
+  gathered.momentum.velocity = scan.momentum.velocity == nullptr ? nullptr : velocity.data();
+  gathered.next = nullptr;
+  gathered.streaming = false;
+  gathered.momentum.next = nullptr;
+  gathered.momentum.streaming = false;
+  gathered.squares = nullptr;
+  ChunkLines lines = draw_lines(plan, 0, stream);
+  fetch(lines);
+  for (std::int64_t first = 0; first < plan.lines; first += kLinesOfChunk) {
+    const ChunkLines now = lines;
+    if (first + kLinesOfChunk < plan.lines) {
+      lines = draw_lines(plan, first + kLinesOfChunk, stream);
+      fetch(lines);
+    }
+    for (std::int64_t i = 0; i < now.count; ++i) {
+      const std::int64_t line = now.line[static_cast<std::size_t>(i)];
+      std::memcpy(reinterpret_cast<char*>(grad.data()) + i * line_bytes, line_of(line),
+                  static_cast<std::size_t>(line_bytes));
+      for (const auto& [from, to] : parts) {
+        if (from == nullptr) continue;
+        std::memcpy(to + i * kLineElements, from + line * kLineElements,
+                    kLineElements * sizeof(float));
+      }
+    }
+    gathered.count = now.count * kLineElements;
+    topk::scan(gathered, sample);
+  }
+  if (sample.count > sample.keep) keep_largest(sample);
+}
+
 // Calls visit(i) for every entry, the lines of `out` it will touch fetched before.
 template <typename Visit>
 void visit_scattered(std::span<const std::uint32_t> indices, const float* out, Visit visit) {
@@ -93,59 +152,39 @@ std::size_t sample_capacity(std::int64_t n, std::int64_t k) {
   return sample_keep(n, k, plan, 4.0) + 2 * kChunkElements;
 }
 
+double expected_hits(std::int64_t n, std::int64_t k) {
+  const SamplePlan plan = plan_sample(n, k);
+  return static_cast<double>(plan.lines * kLineElements) * static_cast<double>(k) /
+         static_cast<double>(n);
+}
+
 std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates, double deviations,
                                  const RandomStream& stream) {
   const auto k = static_cast<std::int64_t>(candidates.keep);
   const SamplePlan plan = plan_sample(scan.count, k);
   if (plan.lines == 0) return 1;
   Candidates sample = candidates;
-  sample.count = 0;
-  sample.threshold = 1;
   sample.keep = sample_keep(scan.count, k, plan, deviations);
-  sample.capacity = sample.keep + 2 * kChunkElements;
-
-  alignas(64) std::array<float, kGatherElements> grad;
-  alignas(64) std::array<float, kGatherElements> residual;
-  const auto element_bytes = static_cast<std::int64_t>(size_bytes(scan.dtype));
-  const std::int64_t line_bytes = kLineElements * element_bytes;
-  const auto line_of = [&](std::int64_t line) {
-    return static_cast<const char*>(scan.grad) + line * line_bytes;
-  };
-  const auto fetch = [&](const ChunkLines& lines) {
-    for (std::int64_t i = 0; i < lines.count; ++i) {
-      const std::int64_t line = lines.line[static_cast<std::size_t>(i)];
-      __builtin_prefetch(line_of(line));
-      if (scan.residual != nullptr) __builtin_prefetch(scan.residual + line * kLineElements);
-    }
-  };
-  Scan gathered = scan;
-  gathered.grad = grad.data();
-  gathered.residual = scan.residual == nullptr ? nullptr : residual.data();
-  gathered.next = nullptr;
-  gathered.streaming = false;
-  ChunkLines lines = draw_lines(plan, 0, stream);
-  fetch(lines);
-  for (std::int64_t first = 0; first < plan.lines; first += kLinesOfChunk) {
-    const ChunkLines now = lines;
-    if (first + kLinesOfChunk < plan.lines) {
-      lines = draw_lines(plan, first + kLinesOfChunk, stream);
-      fetch(lines);
-    }
-    for (std::int64_t i = 0; i < now.count; ++i) {
-      const std::int64_t line = now.line[static_cast<std::size_t>(i)];
-      std::memcpy(reinterpret_cast<char*>(grad.data()) + i * line_bytes, line_of(line),
-                  static_cast<std::size_t>(line_bytes));
-      if (scan.residual != nullptr) {
-        std::memcpy(residual.data() + i * kLineElements, scan.residual + line * kLineElements,
-                    kLineElements * sizeof(float));
-      }
-    }
-    gathered.count = now.count * kLineElements;
-    topk::scan(gathered, sample);
-  }
+  take_sample(scan, plan, stream, sample);
   if (sample.count < sample.keep) return 1;
-  if (sample.count > sample.keep) keep_largest(sample);
   return std::min(part_of_least(sample, 1.0F), kInfinityBits - 1);
+}
+
+std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
+                              std::uint32_t threshold, double wanted, const RandomStream& stream) {
+  const auto k = static_cast<std::int64_t>(candidates.keep);
+  const SamplePlan plan = plan_sample(scan.count, k);
+  if (plan.lines == 0) return threshold;
+  const double hits = expected_hits(scan.count, k) * wanted / static_cast<double>(k);
+  Candidates sample = candidates;
+  sample.keep = static_cast<std::size_t>(std::ceil(hits + std::sqrt(hits)));
+  take_sample(scan, plan, stream, sample);
+  if (sample.count < sample.keep) return 1;
+  const std::uint32_t least = part_of_least(sample, 1.0F);
+  if (threshold <= least) return least;
+  sample.keep = std::max<std::size_t>(static_cast<std::size_t>(hits - std::sqrt(hits)), 1);
+  keep_largest(sample);
+  return std::min({threshold, part_of_least(sample, 1.0F), kInfinityBits - 1});
 }
 
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, float* out) {

@@ -22,6 +22,15 @@ std::size_t sample_capacity(std::int64_t n, std::int64_t k);
 std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates, double deviations,
                                  const RandomStream& stream);
 
+// `threshold`, bits of a magnitude, or what a sample says about it: no lower than what one standard
+// deviation (of the sample) more than `wanted` entries reach, no higher than what one less do; 1
+// where the sample has fewer. For small tensors the threshold as it is. The rest as above.
+std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
+                              std::uint32_t threshold, double wanted, const RandomStream& stream);
+
+// How many of the k largest are expected in the sample; 0 for small tensors.
+double expected_hits(std::int64_t n, std::int64_t k);
+
 // out[indices[i]] = values[i].
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, float* out);
 // out[indices[i]] += weight * values[i], the product rounded, then the sum.

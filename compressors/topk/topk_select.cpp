@@ -43,6 +43,27 @@ std::uint32_t select_magnitude(std::span<const float> values, std::size_t rank,
 
 }  // namespace
 
+Scan part_of(const Scan& scan, std::int64_t begin, std::int64_t end) {
+  Scan part = scan;
+  part.count = end - begin;
+  part.first += static_cast<std::uint32_t>(begin);
+  part.grad = static_cast<const char*>(scan.grad) +
+              begin * static_cast<std::int64_t>(size_bytes(scan.dtype));
+  for (const float** input : {&part.residual, &part.momentum.velocity}) {
+    if (*input != nullptr) *input += begin;
+  }
+  for (float** output : {&part.next, &part.momentum.next}) {
+    if (*output != nullptr) *output += begin;
+  }
+  return part;
+}
+
+std::size_t count_from(const Candidates& c, std::uint32_t least) {
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < c.count; ++i) count += magnitude(c.value[i]) >= least ? 1 : 0;
+  return count;
+}
+
 void keep_largest(Candidates& c) {
   std::size_t above = 0;
   const std::span<const float> values(c.value, c.count);

@@ -12,8 +12,6 @@ namespace thinwire::topk {
 namespace {
 
 constexpr std::int64_t kMaxElements = (std::int64_t{1} << 32) - 1;
-// Sampled selection is content with this share of the entries.
-constexpr double kLeastShare = 0.8;
 // Of the least magnitude kept in a chunk: as many again are above it where values are normal, so
 // that the next chunk seldom has fewer than it keeps.
 constexpr float kNextGuess = 0.9F;
@@ -28,25 +26,22 @@ std::size_t array_size(std::int64_t n, std::int64_t keep) {
   return std::max(candidate_capacity(n, keep), sample_capacity(n, keep));
 }
 
-// The scan, for all but zeros, of what an earlier scan has stored or would have.
+// The scan of what an earlier one has stored or would have.
+Scan stored(const Scan& first) {
+  if (first.next == nullptr) return first;
+  return {.grad = first.next, .count = first.count, .first = first.first};
+}
+
+// For all but zeros, of what an earlier scan has stored or would have.
 void scan_again(const Scan& first, Candidates& c) {
   c.count = 0;
   c.threshold = 1;
-  Scan again = first;
-  if (first.next != nullptr) {
-    again.grad = first.next;
-    again.dtype = DType::kF32;
-    again.residual = nullptr;
-    again.next = nullptr;
-    again.streaming = false;
-  }
-  scan(again, c);
+  scan(stored(first), c);
 }
 
 // One pass, and a second over what is stored by now if the sample misled.
-ScanSummary select(const Context& ctx, const Scan& first, bool sampled, Candidates& c) {
-  const double share = sampled ? kLeastShare : 1.0;
-  const auto enough = static_cast<std::size_t>(std::ceil(share * static_cast<double>(c.keep)));
+ScanSummary select_together(const Context& ctx, const Scan& first, bool sampled, Candidates& c) {
+  const auto enough = sampled ? enough_entries(c.keep) : c.keep;
   c.threshold = estimate_threshold(first, c, sampled ? 1.0 : 3.0,
                                    random_stream(ctx.key_hash, ctx.step, ctx.sender));
   const ScanSummary summary = scan(first, c);
@@ -56,18 +51,25 @@ ScanSummary select(const Context& ctx, const Scan& first, bool sampled, Candidat
   return summary;
 }
 
+// The mark that `scan` would lead to, or kFamily; nothing is stored.
+BodyMode look_ahead_of(const Scan& first) {
+  Candidates none{.capacity = static_cast<std::size_t>(first.count) + kChunkElements,
+                  .threshold = kMagnitudeMask + 1};
+  Scan looking = first;
+  looking.next = nullptr;
+  looking.momentum.next = nullptr;
+  looking.squares = nullptr;
+  const ScanSummary summary = scan(looking, none);
+  if (summary.magnitude >= kInfinityBits) return BodyMode::kNonFinite;
+  return summary.gradient_nonzero ? BodyMode::kFamily : BodyMode::kEmpty;
+}
+
 // A chunk's threshold is guessed from the chunk before.
 ScanSummary select_by_chunk(const Scan& whole, const Choice& choice, Candidates& c) {
   ScanSummary summary;
   std::uint32_t guess = 1;
   for (std::int64_t begin = 0; begin < whole.count; begin += choice.chunk) {
-    Scan part = whole;
-    part.count = std::min(choice.chunk, whole.count - begin);
-    part.first = static_cast<std::uint32_t>(begin);
-    part.grad = static_cast<const char*>(whole.grad) +
-                begin * static_cast<std::int64_t>(size_bytes(whole.dtype));
-    if (whole.residual != nullptr) part.residual = whole.residual + begin;
-    if (whole.next != nullptr) part.next = whole.next + begin;
+    const Scan part = part_of(whole, begin, std::min(begin + choice.chunk, whole.count));
     const std::int64_t keep =
         part.count == choice.chunk ? choice.keep_in_chunk : choice.keep_in_last;
     Candidates of_chunk{.index = c.index + c.count,
@@ -76,8 +78,7 @@ ScanSummary select_by_chunk(const Scan& whole, const Choice& choice, Candidates&
                         .keep = static_cast<std::size_t>(keep),
                         .threshold = guess};
     const ScanSummary found = scan(part, of_chunk);
-    summary.magnitude = std::max(summary.magnitude, found.magnitude);
-    summary.gradient_nonzero = summary.gradient_nonzero || found.gradient_nonzero;
+    summary.add(found);
     if (found.magnitude >= kInfinityBits) return summary;
     if (of_chunk.count < of_chunk.keep && guess > 1) scan_again(part, of_chunk);
     if (of_chunk.count > of_chunk.keep) keep_largest(of_chunk);
@@ -114,36 +115,66 @@ std::size_t selection_bytes(std::int64_t n, std::int64_t keep) {
   return Workspace::bytes_for<std::uint32_t>(size) + Workspace::bytes_for<float>(size);
 }
 
-Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, const Choice& choice,
-                         Workspace& workspace) {
+std::size_t enough_entries(std::size_t keep) {
+  return static_cast<std::size_t>(std::ceil(kLeastShare * static_cast<double>(keep)));
+}
+
+Selection prepare(const Context& ctx, TensorView grad, Memory* memory, const Momentum* momentum,
+                  std::int64_t keep, Workspace& workspace) {
   const std::int64_t n = grad.elements;
   if (n == 0) return {.mode = BodyMode::kEmpty};
-  if (memory != nullptr && !memory->transactional()) {
-    const BodyMode mode = look_ahead(grad, memory);
-    if (mode != BodyMode::kFamily) return {.mode = mode};
-  }
-  const std::size_t size = array_size(n, choice.keep);
-  Selection selection{.entries = {.index = workspace.take<std::uint32_t>(size).data(),
-                                  .value = workspace.take<float>(size).data(),
-                                  .capacity = candidate_capacity(n, choice.keep),
-                                  .keep = static_cast<std::size_t>(choice.keep)}};
-  Scan scan{.grad = grad.data, .dtype = grad.dtype, .count = n};
+  Selection selection{.scan = {.grad = grad.data, .dtype = grad.dtype, .count = n}};
+  Scan& scan = selection.scan;
   if (memory != nullptr) {
     scan.residual = memory->current().data();
     scan.decay = memory->decay();
-    scan.next = memory->next().data();
-    scan.streaming = writes_past_caches(grad, scan.residual, scan.next);
   }
-  const ScanSummary summary = choice.chunk > 0
-                                  ? select_by_chunk(scan, choice, selection.entries)
-                                  : select(ctx, scan, choice.sampled, selection.entries);
-  const bool nonfinite = summary.magnitude >= kInfinityBits;
-  if (nonfinite || !summary.gradient_nonzero) {
-    if (memory != nullptr) memory->rollback();
-    return {.mode = nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty};
+  if (momentum != nullptr) scan.momentum = *momentum;
+  if (memory != nullptr && !memory->transactional()) {
+    // In place: what must leave the memory unwritten has to be found before it is written.
+    selection.mode = momentum == nullptr ? look_ahead(grad, memory) : look_ahead_of(scan);
+    if (selection.mode != BodyMode::kFamily) return selection;
   }
-  selection.magnitude = summary.magnitude;
-  selection.next = scan.next;
+  const std::size_t size = array_size(n, keep);
+  selection.entries = {.index = workspace.take<std::uint32_t>(size).data(),
+                       .value = workspace.take<float>(size).data(),
+                       .capacity = candidate_capacity(n, keep),
+                       .keep = static_cast<std::size_t>(keep)};
+  if (memory == nullptr) return selection;
+  scan.next = memory->next().data();
+  scan.streaming = writes_past_caches(grad, scan.residual, scan.next);
+  if (momentum != nullptr) {
+    scan.momentum.next = memory->next_velocity().data();
+    scan.momentum.streaming = writes_past_caches(grad, scan.momentum.velocity, scan.momentum.next);
+  }
+  return selection;
+}
+
+void select(const Context& ctx, const Choice& choice, Selection& selection) {
+  selection.summary = choice.chunk > 0
+                          ? select_by_chunk(selection.scan, choice, selection.entries)
+                          : select_together(ctx, selection.scan, choice.sampled, selection.entries);
+}
+
+void select_again(const Context& ctx, Selection& selection) {
+  selection.entries.count = 0;
+  selection.entries.was_cut = false;
+  select_together(ctx, stored(selection.scan), true, selection.entries);
+}
+
+void settle(Memory* memory, Selection& selection) {
+  const bool nonfinite = selection.summary.magnitude >= kInfinityBits;
+  if (!nonfinite && selection.summary.gradient_nonzero) return;
+  if (memory != nullptr) memory->rollback();
+  selection.mode = nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty;
+}
+
+Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, const Choice& choice,
+                         Workspace& workspace) {
+  Selection selection = prepare(ctx, grad, memory, nullptr, choice.keep, workspace);
+  if (selection.mode != BodyMode::kFamily) return selection;
+  select(ctx, choice, selection);
+  settle(memory, selection);
   return selection;
 }
 

@@ -32,18 +32,33 @@ struct Choice {
   std::int64_t keep_in_last = 0;
 };
 
+// What a choice of `keep` entries by a threshold is content with: 0.8 keep.
+inline constexpr double kLeastShare = 0.8;
+std::size_t enough_entries(std::size_t keep);
+
 struct Selection {
   BodyMode mode = BodyMode::kFamily;  // or the mark to send: then the memory is unwritten
   Candidates entries = {};            // in the workspace, ascending by index, none is zero
-  std::uint32_t magnitude = 0;        // bits of the largest |v|
-  float* next = nullptr;              // memory.next(), which holds v; null without a memory
+  Scan scan = {};                     // of the tensor; `next` is memory.next(), which holds v
+  ScanSummary summary = {};
 };
 
-// Bytes that select_largest takes from the workspace.
+// Bytes that a selection takes from the workspace.
 std::size_t selection_bytes(std::int64_t n, std::int64_t keep);
 
 // The largest magnitudes of v, ties to the lowest index; v goes to the memory.
 Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, const Choice& choice,
                          Workspace& workspace);
+
+// The same in steps. Before the pass: marks that can be told already, and the scan to be done. The
+// velocity of `momentum` is the memory's; null: no momentum correction.
+Selection prepare(const Context& ctx, TensorView grad, Memory* memory, const Momentum* momentum,
+                  std::int64_t keep, Workspace& workspace);
+// The pass.
+void select(const Context& ctx, const Choice& choice, Selection& selection);
+// A pass over what is stored by now: as with choice.sampled, and nothing is stored again.
+void select_again(const Context& ctx, Selection& selection);
+// After the pass: sets the mode; with a mark the memory rolls back.
+void settle(Memory* memory, Selection& selection);
 
 }  // namespace thinwire::topk

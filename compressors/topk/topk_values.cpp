@@ -92,22 +92,39 @@ Scale block_scale(std::uint32_t low, std::uint16_t high) {
   return {.low = low, .range = end > low ? end - low : 0};
 }
 
+// The upper half of the largest magnitude's bits, rounded up.
+std::uint16_t upper_end(std::span<const float> block) {
+  std::uint32_t most = 0;
+  for (const float value : block) most = std::max(most, bits_of(value) & kMagnitudeMask);
+  return static_cast<std::uint16_t>(std::min<std::uint32_t>((most + 0xFFFF) >> 16, kMaxBF16));
+}
+
+template <typename Code>
+void round_scaled(std::uint32_t low, std::span<float> block) {
+  const Scale scale = block_scale(low, upper_end(block));
+  const double steps_per_bit = Code::steps_per_bit(scale);
+  for (float& value : block) {
+    const std::uint32_t bits = bits_of(value);
+    const std::uint32_t step = Code::step(scale, bits & kMagnitudeMask, steps_per_bit);
+    value -= float_of((bits & ~kMagnitudeMask) | Code::magnitude(scale, step));
+  }
+}
+
+void round_bf16(std::span<float> values) {
+  for (float& value : values) value -= to_float(to_bf16_saturated(value));
+}
+
 // Codes of kBits, the first one lowest in its byte: sign above step.
 template <typename Code>
-void write_scaled(std::span<float> values, std::byte* out) {
+void write_scaled(std::uint32_t low, std::span<float> values, std::byte* out) {
   constexpr int kBits = Code::kBits;
   constexpr std::size_t kCodesAByte = 8 / kBits;
-  std::uint32_t low = kInfBits32;
-  for (const float value : values) low = std::min(low, bits_of(value) & kMagnitudeMask);
   store(out, low);
   std::byte* ends = out + sizeof low;
   std::byte* codes = ends + blocks(values.size()) * sizeof(std::uint16_t);
   for (std::size_t first = 0; first < values.size(); first += kTopKBlock) {
     const auto block = values.subspan(first, std::min(kTopKBlock, values.size() - first));
-    std::uint32_t most = 0;
-    for (const float value : block) most = std::max(most, bits_of(value) & kMagnitudeMask);
-    const auto high =
-        static_cast<std::uint16_t>(std::min<std::uint32_t>((most + 0xFFFF) >> 16, kMaxBF16));
+    const std::uint16_t high = upper_end(block);
     store(ends, high);
     ends += sizeof high;
     const Scale scale = block_scale(low, high);
@@ -201,7 +218,30 @@ std::size_t topk_value_bytes(TopKValues kind, std::size_t count) {
   return 0;
 }
 
-void write_topk_values(TopKValues kind, std::span<float> values, std::span<std::byte> out) {
+std::uint32_t least_magnitude(std::span<const float> values) {
+  std::uint32_t least = kInfBits32;
+  for (const float value : values) least = std::min(least, bits_of(value) & kMagnitudeMask);
+  return least;
+}
+
+void round_topk_block(TopKValues kind, std::uint32_t low, std::span<float> block) {
+  switch (kind) {
+    case TopKValues::kBF16:
+      return round_bf16(block);
+    case TopKValues::kQ8:
+      return round_scaled<Fine>(low, block);
+    case TopKValues::kQ4:
+      return round_scaled<Coarse<4>>(low, block);
+    case TopKValues::kQ2:
+      return round_scaled<Coarse<2>>(low, block);
+    case TopKValues::kF32:
+    case TopKValues::kTernary:
+      std::fill(block.begin(), block.end(), 0.0F);
+  }
+}
+
+void write_topk_values(TopKValues kind, std::uint32_t low, std::span<float> values,
+                       std::span<std::byte> out) {
   if (values.empty()) return;
   std::byte* to = out.data();
   switch (kind) {
@@ -210,19 +250,17 @@ void write_topk_values(TopKValues kind, std::span<float> values, std::span<std::
       std::fill(values.begin(), values.end(), 0.0F);
       return;
     case TopKValues::kBF16:
-      for (float& value : values) {
-        const BF16 rounded = to_bf16_saturated(value);
-        store(to, rounded);
-        to += sizeof rounded;
-        value -= to_float(rounded);
+      for (const float value : values) {
+        store(to, to_bf16_saturated(value));
+        to += sizeof(BF16);
       }
-      return;
+      return round_bf16(values);
     case TopKValues::kQ8:
-      return write_scaled<Fine>(values, to);
+      return write_scaled<Fine>(low, values, to);
     case TopKValues::kQ4:
-      return write_scaled<Coarse<4>>(values, to);
+      return write_scaled<Coarse<4>>(low, values, to);
     case TopKValues::kQ2:
-      return write_scaled<Coarse<2>>(values, to);
+      return write_scaled<Coarse<2>>(low, values, to);
     case TopKValues::kTernary:
       return write_ternary(values, to);
   }

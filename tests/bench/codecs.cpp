@@ -3,6 +3,10 @@
 //
 //   codecs_bench [--elements N] [--layer N] [--dtype T] [--rounds R] [--json FILE] [SPEC...]
 //
+// A SPEC "kth-value:DENSITY" measures the selection alone: the magnitude that this share of the
+// gradient reaches, in the encode column, and std::nth_element's over the magnitudes, in the decode
+// column.
+//
 // Two rows a codec: one tensor of --elements (default 250 million of --dtype, fp32); and layers of
 // --layer (default 4,194,304) elements from a set larger than the caches, as a training step meets
 // them. sum: four bodies into one tensor; decode: one into a tensor of the gradient's dtype.
@@ -15,10 +19,12 @@
 #include <bit>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -30,6 +36,9 @@
 #include "compressors/core/codec_support.h"
 #include "compressors/core/simd.h"
 #include "compressors/core/spec.h"
+#include "compressors/core/spec_text.h"
+#include "compressors/core/workspace.h"
+#include "compressors/topk/topk_selection.h"
 
 namespace thinwire {
 namespace {
@@ -37,6 +46,12 @@ namespace {
 constexpr double kNanoseconds = 1e9;
 constexpr float kWeight = 0.25F;
 constexpr std::size_t kSenders = 4;
+// Every step's gradient begins so many elements behind the last one's: other values everywhere.
+constexpr std::int64_t kStepElements = 16;
+constexpr std::int64_t kSteps = 64;
+// Steps before the first that counts, of codecs that carry something from step to step.
+constexpr int kCarriedSteps = 12;
+constexpr std::string_view kKthValue = "kth-value:";
 // Sets of layers that are cycled through hold at least this much in all: more than any cache.
 constexpr std::size_t kColdBytes = std::size_t{512} << 20;
 
@@ -123,21 +138,28 @@ struct Layer {
   std::size_t bytes = 0;  // of the body that the last encode wrote
 
   Layer(const Codec& codec, std::int64_t n, DType dtype, std::uint64_t seed)
-      : grad_bytes(static_cast<std::size_t>(n) * size_bytes(dtype)),
+      : grad_bytes(static_cast<std::size_t>(n + kSteps * kStepElements) * size_bytes(dtype)),
         grad{grad_bytes.bytes().data(), n, dtype},
-        probed(static_cast<std::size_t>(n) * sizeof(float)),
+        probed(static_cast<std::size_t>(n + kSteps * kStepElements) * sizeof(float)),
         sum(static_cast<std::size_t>(n) * sizeof(float)),
         body(codec.payload->slot_bytes(n)) {
     fill_noise(probed.floats(), seed);
-    visit(grad, [&](auto* values) {
+    const TensorView whole{grad.data, n + kSteps * kStepElements, dtype};
+    visit(whole, [&](auto* values) {
       using T = std::remove_pointer_t<decltype(values)>;
       std::transform(probed.floats().begin(), probed.floats().end(), values, from_float<T>);
     });
     fill_noise(probed.floats(), seed + 1);
     if (codec.options.error_feedback && !codec.payload->traits().lossless) {
-      memory = std::make_unique<Memory>(n, MemoryOptions{.decay = codec.options.decay});
-      memory->restore(probed.floats());
+      memory = std::make_unique<Memory>(
+          n, MemoryOptions{.decay = codec.options.decay, .needs = codec.payload->memory_needs(n)});
+      memory->restore(probed.floats().first(static_cast<std::size_t>(n)));
     }
+  }
+  TensorView grad_of(int step) const {
+    const std::int64_t begin = (step % kSteps + kSteps) % kSteps * kStepElements;
+    return TensorView{grad.data, grad.elements + begin, grad.dtype}.slice(begin,
+                                                                          grad.elements + begin);
   }
 };
 
@@ -179,7 +201,8 @@ Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers,
     for (Layer& layer : set) {
       const Context ctx{.workspace = workspace.bytes(), .step = static_cast<std::uint64_t>(round)};
       total += seconds([&] {
-        layer.bytes = codec.payload->encode(ctx, layer.grad, layer.memory.get(), layer.body).bytes;
+        layer.bytes =
+            codec.payload->encode(ctx, layer.grad_of(round), layer.memory.get(), layer.body).bytes;
       });
       if (layer.memory) layer.memory->commit();
     }
@@ -188,11 +211,14 @@ Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers,
   const auto run_probe = [&] {
     double total = 0;
     for (Layer& layer : set) {
-      total += seconds([&] { probe(layer.grad_bytes.floats(), layer.probed.floats()); });
+      const auto grad = layer.grad_bytes.floats().first(layer.grad.bytes() / sizeof(float));
+      total += seconds([&] { probe(grad, layer.probed.floats()); });
     }
     return total;
   };
   // The first round warms up pages, clocks and branch predictors and is not counted.
+  const int uncounted = codec.payload->memory_needs(n).state > 0 ? kCarriedSteps : 1;
+  for (int step = 1; step < uncounted; ++step) encode(step - uncounted);
   for (int round = -1; round < rounds; ++round) {
     double probe_s = 0;
     double encode_s = 0;
@@ -238,6 +264,52 @@ Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers,
   return row;
 }
 
+// The k-th largest magnitude alone, and the standard library's.
+Row measure_kth(double density, std::int64_t n, int rounds) {
+  Buffer grad(static_cast<std::size_t>(n) * sizeof(float));
+  Buffer other(static_cast<std::size_t>(n) * sizeof(float));
+  fill_noise(grad.floats(), 1);
+  const std::int64_t keep = topk::keep_count("topk", n, density * static_cast<double>(n));
+  Buffer workspace(topk::selection_bytes(n, keep));
+  Row row{.spec = std::string(kKthValue) + number_text(density),
+          .elements = n,
+          .gradient_bytes = static_cast<std::size_t>(n) * sizeof(float),
+          .kept = static_cast<double>(keep)};
+  std::vector<double> probes;
+  std::vector<double> ours;
+  std::vector<double> shares;
+  std::vector<double> theirs;
+  for (int round = -1; round < rounds; ++round) {
+    const double probe_s = seconds([&] { probe(grad.floats(), other.floats()); });
+    float found = 0;
+    const double ours_s = seconds([&] {
+      Workspace scratch(workspace.bytes());
+      const Context ctx{.step = static_cast<std::uint64_t>(round)};
+      const topk::Selection selection =
+          topk::select_largest(ctx, view(grad.floats()), nullptr, {.keep = keep}, scratch);
+      found = std::bit_cast<float>(topk::part_of_least(selection.entries, 1.0F));
+    });
+    std::transform(grad.floats().begin(), grad.floats().end(), other.floats().begin(),
+                   [](float x) { return std::fabs(x); });
+    const auto kth = other.floats().begin() + static_cast<std::ptrdiff_t>(keep - 1);
+    const double theirs_s = seconds([&] {
+      std::nth_element(other.floats().begin(), kth, other.floats().end(), std::greater<>());
+    });
+    if (found != *kth) throw std::runtime_error("the k-th value is not std::nth_element's");
+    if (round < 0) continue;
+    probes.push_back(probe_s);
+    ours.push_back(ours_s);
+    shares.push_back(probe_s / ours_s);
+    theirs.push_back(theirs_s);
+  }
+  row.probe_s = spread(probes);
+  row.encode_s = spread(ours);
+  row.share = spread(shares);
+  row.sum_s = {};
+  row.decode_s = spread(theirs);
+  return row;
+}
+
 double gigabytes_per_s(const Row& row, double s) {
   return static_cast<double>(row.gradient_bytes) / 1e9 / s;
 }
@@ -245,7 +317,7 @@ double gigabytes_per_s(const Row& row, double s) {
 double bits_per_kept(const Row& row) { return static_cast<double>(row.bytes) * 8 / row.kept; }
 
 void print(const Row& row) {
-  std::printf("%-24s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f %8.2f  %11zu %7.2f\n",
+  std::printf("%-36s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f %8.2f  %11zu %7.2f\n",
               row.spec.c_str(), static_cast<long long>(row.elements),
               gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
               row.share.median, row.share.least, row.share.most,
@@ -324,6 +396,14 @@ Arguments parse(std::span<char*> words) {
     arguments.specs = {"topk:0.001",
                        "topk:0.001,values=q8",
                        "topk:0.01,values=q8",
+                       "topk:0.001,select=carried",
+                       "topk:0.001,values=q8,select=carried",
+                       "topk:0.01,select=carried",
+                       "topk:0.01,values=q8,select=carried",
+                       "topk:0.001,select=carried,momentum=0.9",
+                       "topk:0.01,select=carried,momentum=0.9",
+                       "kth-value:0.001",
+                       "kth-value:0.01",
                        "q4",
                        "q8",
                        "onebit",
@@ -341,7 +421,12 @@ void run(std::span<char*> words) {
   std::string command;
   for (const char* word : words) command += std::string(command.empty() ? "" : " ") + word;
   std::vector<Codec> codecs;
+  std::vector<double> kth_values;
   for (const std::string& spec : arguments.specs) {
+    if (spec.starts_with(kKthValue)) {
+      kth_values.push_back(std::stod(spec.substr(kKthValue.size())));
+      continue;
+    }
     codecs.push_back(make_codec(spec));
     if (!codecs.back().payload) {
       throw InvalidArgument(spec + ": expected a codec that makes payloads");
@@ -353,12 +438,15 @@ void run(std::span<char*> words) {
       "# GB/s of %s gradient; share: probe time / encode time, pairs in turns, median "
       "[least, most] of %d\n",
       std::string(name(arguments.dtype)).c_str(), arguments.rounds);
-  std::printf("# %-22s %10s  %7s %7s  %-18s  %8s %8s %8s  %11s %7s\n", "codec", "elements", "probe",
+  std::printf("# %-34s %10s  %7s %7s  %-18s  %8s %8s %8s  %11s %7s\n", "codec", "elements", "probe",
               "encode", "share", "sum GB/s", "ns/kept", "decode", "bytes", "bits");
   std::ofstream lines;
   if (!arguments.json.empty()) lines.open(arguments.json);
   const std::size_t layers =
       kColdBytes / (static_cast<std::size_t>(arguments.layer) * size_bytes(arguments.dtype)) + 1;
+  for (const double density : kth_values) {
+    print(measure_kth(density, arguments.elements, arguments.rounds));
+  }
   for (const Codec& codec : codecs) {
     for (const bool layered : {false, true}) {
       const Row row =

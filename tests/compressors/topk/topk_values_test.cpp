@@ -20,7 +20,7 @@ struct Coded {
 Coded code(TopKValues kind, std::vector<float> values) {
   const std::size_t count = values.size();
   std::vector<std::byte> bytes(topk_value_bytes(kind, count));
-  write_topk_values(kind, values, bytes);
+  write_topk_values(kind, least_magnitude(values), values, bytes);
   Coded coded{.decoded = std::vector<float>(count), .missing = values};
   for (std::size_t first = 0; first < count; first += kTopKBlock) {
     const auto block = std::span(coded.decoded).subspan(first, std::min(kTopKBlock, count - first));
