@@ -62,18 +62,16 @@ constexpr std::array kCommonOptions = {
     FamilyOption{
         "nonfinite", "propagate | skip-step | error", "propagate",
         "what a step with NaN or Inf does, on every rank alike; its memory is rolled back"},
-    FamilyOption{"memory", "fp32", "fp32", "how residuals are kept"},
+    FamilyOption{"memory", "fp32 | bf16 | q8", "fp32",
+                 "how residuals are kept; fewer bits are rounded at random, unbiased"},
     FamilyOption{"transactional", "on | off", "on",
                  "off: one generation of residuals, which no step can take back"},
 };
 
+constexpr std::array<std::string_view, 3> kStorage = {"fp32", "bf16", "q8"};
 constexpr std::array<std::string_view, 3> kNonFinite = {"propagate", "skip-step", "error"};
 
 CommonOptions read_common(const SpecReader& reader) {
-  constexpr std::array<std::string_view, 1> kMemory = {"fp32"};
-  constexpr std::array kLaterMemory = {
-      LaterWord{"bf16", "residuals are kept in fp32; transactional=off halves them"},
-      LaterWord{"q8", "residuals are kept in fp32; transactional=off halves them"}};
   CommonOptions options;
   options.error_feedback = reader.flag("ef", true);
   options.transactional = reader.flag("transactional", true);
@@ -81,7 +79,7 @@ CommonOptions read_common(const SpecReader& reader) {
   options.start_step = static_cast<std::uint64_t>(
       reader.integer("start", 0, 0, std::numeric_limits<std::int64_t>::max()));
   options.nonfinite = static_cast<NonFinite>(reader.choice("nonfinite", kNonFinite, 0));
-  (void)reader.choice("memory", kMemory, 0, kLaterMemory);
+  options.storage = static_cast<ResidualStorage>(reader.choice("memory", kStorage, 0));
   return options;
 }
 
@@ -99,6 +97,10 @@ std::string common_text(const CommonOptions& options) {
   if (options.nonfinite != NonFinite::kPropagate) {
     text += ",nonfinite=";
     text += kNonFinite[static_cast<std::size_t>(options.nonfinite)];
+  }
+  if (options.storage != ResidualStorage::kFP32) {
+    text += ",memory=";
+    text += kStorage[static_cast<std::size_t>(options.storage)];
   }
   return text;
 }
@@ -153,6 +155,9 @@ Codec make_codec(std::string_view spec) {
   codec.family_id = family.id;
   codec.options = read_common(reader);
   family.make(reader, codec);
+  if (codec.linear && codec.options.storage != ResidualStorage::kFP32) {
+    reader.refuse_value("memory", "a linear codec's residual is fp32", "fp32");
+  }
   codec.spec = codec.payload  ? codec.payload->name()
                : codec.linear ? codec.linear->name()
                               : std::string("none");
