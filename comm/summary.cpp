@@ -53,12 +53,14 @@ std::size_t message_bytes(const Layer& layer, const Codec& codec) {
   if (!codec.linear) {
     return dense;
   }
-  std::size_t bytes = 0;
-  for (int round = 0; round < codec.linear->rounds(); ++round) {
-    bytes +=
-        static_cast<std::size_t>(codec.linear->round_elements(layer.shape, round)) * sizeof(float);
+  const auto period = static_cast<std::uint64_t>(codec.linear->period());
+  std::int64_t elements = 0;
+  for (std::uint64_t step = 0; step < period; ++step) {
+    for (int round = 0; round < codec.linear->rounds(step); ++round) {
+      elements += codec.linear->round_elements(layer.shape, round, step);
+    }
   }
-  return bytes;
+  return static_cast<std::size_t>(elements) * sizeof(float) / period;
 }
 
 MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& plan, int world_size) {
