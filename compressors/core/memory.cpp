@@ -52,12 +52,25 @@ Memory::Memory(std::int64_t elements, MemoryOptions options)
     throw InvalidArgument("memory with decay " + std::to_string(options.decay) +
                           ": expected a value in [0, 1]");
   }
+  if (options.needs.state < 0) {
+    throw InvalidArgument("memory with a state of " + std::to_string(options.needs.state) +
+                          " floats: expected 0 or more");
+  }
   current_.data = allocate_generation(elements);
-  if (options_.transactional) next_.data = allocate_generation(elements);
+  current_extra_ = allocate_generation(extra_elements());
+  if (options_.transactional) {
+    next_.data = allocate_generation(elements);
+    next_extra_ = allocate_generation(extra_elements());
+  }
+}
+
+std::int64_t Memory::extra_elements() const {
+  return (options_.needs.velocity ? elements_ : 0) + options_.needs.state;
 }
 
 std::size_t Memory::bytes() const {
-  return generation_bytes(elements_) * ((current_.data ? 1 : 0) + (next_.data ? 1 : 0));
+  return generation_bytes(elements_) * ((current_.data ? 1 : 0) + (next_.data ? 1 : 0)) +
+         generation_bytes(extra_elements()) * (options_.transactional ? 2 : 1);
 }
 
 std::span<const float> Memory::current() const { return {current_.data.get(), size()}; }
@@ -79,7 +92,10 @@ std::span<float> Memory::next() {
 }
 
 void Memory::commit() {
-  if (written_ && options_.transactional) std::swap(current_, next_);
+  if (written_ && options_.transactional) {
+    std::swap(current_, next_);
+    std::swap(current_extra_, next_extra_);
+  }
   // Where memory is adopted, it will be again: a spare of one's own would lie idle.
   if (current_.adopted || next_.adopted) next_ = {};
   written_ = false;
@@ -98,20 +114,34 @@ void Memory::rollback() {
 void Memory::scale(float factor) {
   if (written_) throw InvalidArgument("memory scaled inside a step\nhint: commit() first");
   for (float& value : std::span(current_.data.get(), size())) value *= factor;
+  for (float& value : velocity_of(current_extra_.get())) value *= factor;
+}
+
+void Memory::restore_part(std::span<const float> values, std::span<float> part, const char* what) {
+  if (written_) throw InvalidArgument("memory restored inside a step\nhint: commit() first");
+  if (values.size() != part.size()) {
+    throw InvalidArgument(std::string(what) + " to restore has " + std::to_string(values.size()) +
+                          " elements, expected " + std::to_string(part.size()));
+  }
+  std::copy(values.begin(), values.end(), part.begin());
 }
 
 void Memory::restore(std::span<const float> residual) {
-  if (written_) throw InvalidArgument("memory restored inside a step\nhint: commit() first");
-  if (residual.size() != size()) {
-    throw InvalidArgument("residual to restore has " + std::to_string(residual.size()) +
-                          " elements, expected " + std::to_string(elements_));
-  }
-  std::copy(residual.begin(), residual.end(), current_.data.get());
+  restore_part(residual, {current_.data.get(), size()}, "residual");
+}
+
+void Memory::restore_velocity(std::span<const float> velocity) {
+  restore_part(velocity, velocity_of(current_extra_.get()), "velocity");
+}
+
+void Memory::restore_state(std::span<const float> state) {
+  restore_part(state, state_of(current_extra_.get()), "state");
 }
 
 void Memory::clear() {
   if (written_) throw InvalidArgument("memory cleared inside a step\nhint: commit() first");
   std::fill_n(current_.data.get(), elements_, 0.0F);
+  std::fill_n(current_extra_.get(), extra_elements(), 0.0F);
 }
 
 }  // namespace thinwire

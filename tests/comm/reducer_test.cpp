@@ -99,8 +99,8 @@ TEST_P(ReducerPolicies, NothingIsLost) {
       const auto begin = static_cast<std::size_t>(std::stoll(entry.key.substr(slash + 1)));
       const double share = entry.key.starts_with("worker/") ? 1.0 / ranks : 1.0;
       for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-        for (std::size_t i = 0; layers[layer].name == name && i < entry.residual.size(); ++i) {
-          pending[layer][begin + i] += share * entry.residual[i];
+        for (std::size_t i = 0; layers[layer].name == name && i < entry.values.size(); ++i) {
+          pending[layer][begin + i] += share * entry.values[i];
         }
       }
     }
@@ -170,7 +170,7 @@ TEST(Reducer, AnUnusedLayerKeepsItsResidual) {
     const auto residual = [&] {
       for (const StateEntry& entry : reducer.state().entries) {
         if (entry.key.starts_with("worker/fc2.weight/")) {
-          return entry.residual;
+          return entry.values;
         }
       }
       return std::vector<float>();
@@ -303,7 +303,7 @@ TEST(Reducer, KeepsTheMemoryOfGivenGradientsAsTheResidual) {
       ASSERT_EQ(state.size(), residuals[r].size());
       for (std::size_t i = 0; i < state.size(); ++i) {
         EXPECT_EQ(state[i].key, residuals[r][i].key);
-        EXPECT_EQ(state[i].residual, residuals[r][i].residual);
+        EXPECT_EQ(state[i].values, residuals[r][i].values);
       }
       if (std::string_view(policy) == "topk:0.05") {
         // The bf16 layer's residual is fp32 and keeps both buffers of its own.
@@ -356,8 +356,8 @@ TEST(Reducer, LossScaleRescalesResiduals) {
     EXPECT_EQ(after.loss_scale, 8);
     ASSERT_EQ(after.entries.size(), before.entries.size());
     for (std::size_t e = 0; e < after.entries.size(); ++e) {
-      for (std::size_t i = 0; i < after.entries[e].residual.size(); ++i) {
-        ASSERT_EQ(after.entries[e].residual[i], before.entries[e].residual[i] * 8);
+      for (std::size_t i = 0; i < after.entries[e].values.size(); ++i) {
+        ASSERT_EQ(after.entries[e].values[i], before.entries[e].values[i] * 8);
       }
     }
     EXPECT_THROW(reducer.set_loss_scale(0), InvalidArgument);
