@@ -9,6 +9,7 @@
 #define HWY_TARGET_INCLUDE "compressors/dct/dctcols_simd.cpp"
 #include <hwy/foreach_target.h>
 // After foreach_target.h.
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "compressors/core/codec_support.h"
@@ -542,6 +543,9 @@ HWY_NOINLINE void absorb_typed(const DctColsInput& input, T* grad, const DctTabl
   constexpr float kMost =
       std::is_same_v<T, FP16> ? to_float(FP16{kMaxFP16}) : std::numeric_limits<float>::max();
   const VF32 decay = hn::Set(df, input.decay);
+  // Vectors are aligned where rows are as long as whole ones.
+  const bool stream = writes_past_caches(input.grad, input.residual, next) &&
+                      (matrix.transposed ? matrix.rows : matrix.columns) % kHalf == 0;
   for (Index first = 0; first < matrix.rows; first += kLine) {
     float* lines = tables.lines[0];
     std::fill_n(lines, matrix.columns * kLine, 0.0F);
@@ -576,7 +580,9 @@ HWY_NOINLINE void absorb_typed(const DctColsInput& input, T* grad, const DctTabl
             v = load_sum(grad + i, input.residual == nullptr ? nullptr : input.residual + i, decay);
           }
           store_float(hn::Min(hn::Max(x, hn::Set(df, -kMost)), hn::Set(df, kMost)), grad + i);
-          if (next != nullptr) hn::StoreU(hn::Sub(v, load_float(grad + i)), df, next + i);
+          if (next == nullptr) return;
+          const VF32 rest = hn::Sub(v, load_float(grad + i));
+          stream ? hn::Stream(rest, df, next + i) : hn::StoreU(rest, df, next + i);
         },
         [&](Index i, float x) HWY_ATTR {
           const float v = values.exact(i);
@@ -584,6 +590,7 @@ HWY_NOINLINE void absorb_typed(const DctColsInput& input, T* grad, const DctTabl
           if (next != nullptr) next[i] = v - to_float(grad[i]);
         });
   }
+  if (stream) hwy::FlushStream();
 }
 
 void absorb(const DctColsInput& input, const DctTables& tables, const float* mean, float* next) {
