@@ -489,8 +489,9 @@ TEST_P(ExchangeContract, SumsBeyondTheDtypeAreFlaggedOnAllRanks) {
       model.set(0, i, 60000.0F);
     }
     const std::vector<std::uint8_t> flags = model.reduce(0, 1.0F);
-    // The codec fp16 sends its largest value, and the owner keeps the rest.
-    const bool beyond = comm.size() > 1 && c.spec != "fp16";
+    // The codec fp16 sends its largest value, and the owner keeps the rest. Half a power iteration
+    // from a random basis brings a part of the sum.
+    const bool beyond = comm.size() > 1 && c.spec != "fp16" && c.spec != "powersgd:3,rounds=1";
     EXPECT_EQ(flags, (std::vector<std::uint8_t>{beyond ? std::uint8_t{1} : std::uint8_t{0}, 0}));
     const std::vector<double> values = model.values(0);
     EXPECT_EQ(std::all_of(values.begin(), values.end(), [](double x) { return std::isnan(x); }),
