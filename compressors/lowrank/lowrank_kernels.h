@@ -1,16 +1,17 @@
-// The arithmetic of the low-rank codecs on plain pointers. A tensor is a matrix of `rows` rows, v
-// its gradient plus its residual, and M^ = left * right^T with a factor of `rank` columns on either
-// side. Pure functions, thread-safe; the caller owns all memory.
+// The arithmetic of the low-rank codecs on plain pointers: v, a gradient plus its residual, as a
+// matrix; M^ = left * right^T with a factor of `rank` columns on either side. Pure functions,
+// thread-safe; the caller owns all memory.
 //
-// lowrank_reconstruct and lowrank_orthonormalise give the same bits on every SIMD target: fixed
-// order of sums, no fma. The projections use fma and as many lanes as there are; with eps = 2^-24
-// they stay within 2 (k + 2) eps sum |v| |b| of the exact sum of k products.
+// All give the same bits on every SIMD target (fixed order of sums, no fma), but for projections
+// with LowRankSums::kFast: they use fma and as many lanes as there are and, with eps = 2^-24, stay
+// within 2 (k + 2) eps sum |v| |b| of the exact sum of k products.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <type_traits>
 
 #include "compressors/core/convert.h"
@@ -22,10 +23,10 @@ namespace thinwire {
 inline constexpr int kMaxLowRank = 64;
 // Columns of a factor are padded to multiples of this many floats.
 inline constexpr std::int64_t kLowRankLanes = 16;
-// Projections are this much smaller than v times basis, so that no sum over a matrix or over ranks
-// of finite values overflows.
-inline constexpr float kLowRankScale = 0x1p-24F;
-inline constexpr float kLowRankUnscale = 0x1p24F;
+// Projections cut v at this magnitude, so that no sum over a matrix or over ranks overflows, and M^
+// is too small for v - M^ to do so: below half a unit in the last place of the largest fp32. What
+// is cut off stays in the residual.
+inline constexpr float kLowRankBound = 0x1p80F;
 
 // `rank` columns of `length` floats, one behind the other at a distance of `stride`, aligned to 64;
 // zeros from `length` to `stride`.
@@ -42,28 +43,37 @@ struct LowRankFactor {
 };
 
 struct LowRankMatrix {
-  TensorView grad;  // rows * columns elements, row by row
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  const float* residual = nullptr;  // as many, or null
+  TensorView grad;  // row by row; the last row may lack some elements, which are zeros then
+  std::int64_t columns = 1;
+  const float* residual = nullptr;  // as many elements, or null
   float decay = 1.0F;
+
+  std::int64_t rows() const { return (grad.elements + columns - 1) / columns; }
 };
 
-// left = kLowRankScale * v * right.
+enum class LowRankSums : std::uint8_t { kFast, kExact };
+
+// left = v * right, v^T * left = right. A v that is not finite gives some value that is not.
 void lowrank_project_left(const LowRankMatrix& v, const LowRankFactor& right,
-                          const LowRankFactor& left);
-// right = kLowRankScale * v^T * left.
+                          const LowRankFactor& left, LowRankSums sums);
 void lowrank_project_right(const LowRankMatrix& v, const LowRankFactor& left,
-                           const LowRankFactor& right);
+                           const LowRankFactor& right, LowRankSums sums);
 
 struct LowRankReconstruct {
-  LowRankMatrix v;  // its gradient gets M^ = left * right^T / kLowRankScale
+  LowRankMatrix v;
   LowRankFactor left;
   LowRankFactor right;
-  float* next = nullptr;  // v - M^, or null; 64-byte aligned; may equal v.residual
+  float* next = nullptr;  // gets v - M^; may equal v.residual; or null
 };
-// M^ is bounded by the largest finite value of the gradient's dtype, v - M^ by that of fp32.
-void lowrank_reconstruct(const LowRankReconstruct& args);
+// Writes M^ to the gradient's place, bounded by its dtype's largest finite value.
+void lowrank_replace(const LowRankReconstruct& args);
+// Only reads the gradient; `next` may be its memory.
+void lowrank_subtract(const LowRankReconstruct& args);
+// out = left * right^T, row by row, as far as there are elements.
+void lowrank_decode(const LowRankFactor& left, const LowRankFactor& right, TensorView out);
+// out += weight * left * right^T, two roundings.
+void lowrank_add(const LowRankFactor& left, const LowRankFactor& right, float weight,
+                 std::span<float> out);
 
 // Makes the columns an orthonormal basis whose span holds theirs, by Gram-Schmidt, each column
 // twice ("twice is enough"), in fp64 rounded to fp32 after each step. A column that depends on
@@ -73,12 +83,10 @@ void lowrank_orthonormalise(const LowRankFactor& factor, const RandomStream& str
 
 // ---- Shared by the reference and the kernels.
 
-// The largest finite value of T, or of fp32 where T has larger ones.
+// What M^ is bounded by in a gradient of type T: fp16's largest value; the others hold any M^.
 template <typename T>
 constexpr float lowrank_most() {
-  if constexpr (std::is_same_v<T, BF16>) return to_float(BF16{kMaxBF16});
-  if constexpr (std::is_same_v<T, FP16>) return to_float(FP16{kMaxFP16});
-  return std::numeric_limits<float>::max();
+  return std::is_same_v<T, FP16> ? to_float(FP16{kMaxFP16}) : std::numeric_limits<float>::max();
 }
 
 // What is left of a unit column is noise of its roundings below this length.
@@ -90,7 +98,15 @@ inline constexpr int kLowRankDraws = 4;
 void lowrank_draw(const RandomStream& stream, int draw, int j, const LowRankFactor& factor);
 
 // Lanes summed in halves: 0 with 8, then with 4, 2, 1.
-double lowrank_total(const double* lanes);
+template <typename T>
+T lowrank_total(const T* lanes) {
+  T sums[kLowRankLanes];
+  std::copy_n(lanes, kLowRankLanes, sums);
+  for (std::int64_t half = kLowRankLanes / 2; half > 0; half /= 2) {
+    for (std::int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
+}
 
 // The order of work of lowrank_orthonormalise, on a target's dot(a, b), subtract(c, a, b): b -= c
 // a, and multiply(c, a): a *= c.

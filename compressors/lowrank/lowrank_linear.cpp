@@ -80,9 +80,9 @@ class LowRankLinearCodec : public LinearCodec {
     if (round == 0) take_basis(ctx, step, tensor, factors[step.first]);
     const LowRankMatrix v = matrix(tensor);
     if (step.basis(round) == Side::kRight) {
-      lowrank_project_left(v, factors[Side::kRight], factors[Side::kLeft]);
+      lowrank_project_left(v, factors[Side::kRight], factors[Side::kLeft], LowRankSums::kFast);
     } else {
-      lowrank_project_right(v, factors[Side::kLeft], factors[Side::kRight]);
+      lowrank_project_right(v, factors[Side::kLeft], factors[Side::kRight], LowRankSums::kFast);
     }
     unpad(factors[other(step.basis(round))], out);
   }
@@ -113,7 +113,7 @@ class LowRankLinearCodec : public LinearCodec {
     LowRankReconstruct args{
         .v = matrix(tensor), .left = factors[Side::kLeft], .right = factors[Side::kRight]};
     if (tensor.memory != nullptr) args.next = tensor.memory->next().data();
-    lowrank_reconstruct(args);
+    lowrank_replace(args);
     if (tensor.memory != nullptr) keep(factors, tensor.memory->next_state());
   }
 
@@ -146,8 +146,7 @@ class LowRankLinearCodec : public LinearCodec {
     return factors;
   }
   static LowRankMatrix matrix(const Tensor& tensor) {
-    const MatrixShape shape(tensor.shape);
-    LowRankMatrix v{.grad = tensor.grad, .rows = shape.rows, .columns = shape.columns};
+    LowRankMatrix v{.grad = tensor.grad, .columns = MatrixShape(tensor.shape).columns};
     if (tensor.memory != nullptr) {
       v.residual = tensor.memory->current().data();
       v.decay = tensor.memory->decay();

@@ -1,15 +1,13 @@
 #include "compressors/lowrank/lowrank_reference.h"
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "compressors/core/codec_support.h"
 
 namespace thinwire {
 namespace {
-
-constexpr float kMaxFloat = std::numeric_limits<float>::max();
 
 template <typename T>
 float v_at(const LowRankMatrix& v, const T* grad, std::int64_t i) {
@@ -18,59 +16,61 @@ float v_at(const LowRankMatrix& v, const T* grad, std::int64_t i) {
   return x;
 }
 
+// Calls f(row, column, v there, bounded) for all elements.
+template <typename F>
+void for_each_bounded(const LowRankMatrix& v, F&& f) {
+  visit(v.grad, [&](const auto* grad) {
+    for (std::int64_t i = 0; i < v.grad.elements; ++i) {
+      const float x = v_at(v, grad, i);
+      f(i / v.columns, i % v.columns,
+        static_cast<double>(std::clamp(x, -kLowRankBound, kLowRankBound) + (x - x)));
+    }
+  });
+}
+
+// factor = sums, rounded.
+void round_sums(const std::vector<double>& sums, const LowRankFactor& factor) {
+  std::transform(sums.begin(), sums.end(), factor.data,
+                 [](double x) { return static_cast<float>(x); });
+}
+
 }  // namespace
 
 void lowrank_project_left_reference(const LowRankMatrix& v, const LowRankFactor& right,
                                     const LowRankFactor& left) {
-  visit(v.grad, [&](const auto* grad) {
-    for (int j = 0; j < left.rank; ++j) {
-      std::fill_n(left.column(j), left.stride(), 0.0F);
-      for (std::int64_t row = 0; row < v.rows; ++row) {
-        double sum = 0;
-        for (std::int64_t c = 0; c < v.columns; ++c) {
-          sum += static_cast<double>(v_at(v, grad, row * v.columns + c)) *
-                 static_cast<double>(right.column(j)[c]);
-        }
-        left.column(j)[row] = static_cast<float>(sum * static_cast<double>(kLowRankScale));
-      }
-    }
-  });
+  std::vector<double> sums(static_cast<std::size_t>(left.rank * left.stride()));
+  for (int j = 0; j < left.rank; ++j) {
+    double* column = sums.data() + j * left.stride();
+    for_each_bounded(v, [&](std::int64_t row, std::int64_t c, double x) {
+      column[row] += x * static_cast<double>(right.column(j)[c]);
+    });
+  }
+  round_sums(sums, left);
 }
 
 void lowrank_project_right_reference(const LowRankMatrix& v, const LowRankFactor& left,
                                      const LowRankFactor& right) {
-  visit(v.grad, [&](const auto* grad) {
-    for (int j = 0; j < right.rank; ++j) {
-      std::fill_n(right.column(j), right.stride(), 0.0F);
-      for (std::int64_t c = 0; c < v.columns; ++c) {
-        double sum = 0;
-        for (std::int64_t row = 0; row < v.rows; ++row) {
-          sum += static_cast<double>(v_at(v, grad, row * v.columns + c)) *
-                 static_cast<double>(left.column(j)[row]);
-        }
-        right.column(j)[c] = static_cast<float>(sum * static_cast<double>(kLowRankScale));
-      }
-    }
-  });
+  std::vector<double> sums(static_cast<std::size_t>(right.rank * right.stride()));
+  for (int j = 0; j < right.rank; ++j) {
+    double* column = sums.data() + j * right.stride();
+    for_each_bounded(v, [&](std::int64_t row, std::int64_t c, double x) {
+      column[c] += x * static_cast<double>(left.column(j)[row]);
+    });
+  }
+  round_sums(sums, right);
 }
 
-void lowrank_reconstruct_reference(const LowRankReconstruct& args) {
+void lowrank_replace_reference(const LowRankReconstruct& args) {
   visit(args.v.grad, [&](auto* grad) {
     using T = std::remove_pointer_t<decltype(grad)>;
-    const float most = lowrank_most<T>();
-    for (std::int64_t row = 0; row < args.v.rows; ++row) {
-      for (std::int64_t c = 0; c < args.v.columns; ++c) {
-        const std::int64_t i = row * args.v.columns + c;
-        float sum = 0;
-        for (int j = 0; j < args.left.rank; ++j) {
-          sum += args.left.column(j)[row] * args.right.column(j)[c];
-        }
-        const float v = v_at(args.v, grad, i);
-        grad[i] = from_float<T>(std::clamp(sum * kLowRankUnscale, -most, most));
-        if (args.next != nullptr) {
-          args.next[i] = std::clamp(v - to_float(grad[i]), -kMaxFloat, kMaxFloat);
-        }
+    for (std::int64_t i = 0; i < args.v.grad.elements; ++i) {
+      float sum = 0;
+      for (int j = 0; j < args.left.rank; ++j) {
+        sum += args.left.column(j)[i / args.v.columns] * args.right.column(j)[i % args.v.columns];
       }
+      const float v = v_at(args.v, grad, i);
+      grad[i] = from_float<T>(std::clamp(sum, -lowrank_most<T>(), lowrank_most<T>()));
+      if (args.next != nullptr) args.next[i] = v - to_float(grad[i]);
     }
   });
 }
@@ -92,15 +92,6 @@ void lowrank_orthonormalise_reference(const LowRankFactor& factor, const RandomS
     for (std::int64_t i = 0; i < n; ++i) a[i] = static_cast<float>(static_cast<double>(a[i]) * c);
   };
   lowrank_gram_schmidt(factor, stream, dot, subtract, multiply);
-}
-
-double lowrank_total(const double* lanes) {
-  double sums[kLowRankLanes];
-  std::copy_n(lanes, kLowRankLanes, sums);
-  for (std::int64_t half = kLowRankLanes / 2; half > 0; half /= 2) {
-    for (std::int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
-  }
-  return sums[0];
 }
 
 void lowrank_draw(const RandomStream& stream, int draw, int j, const LowRankFactor& factor) {

@@ -12,7 +12,7 @@ void lowrank_project_left_reference(const LowRankMatrix& v, const LowRankFactor&
 void lowrank_project_right_reference(const LowRankMatrix& v, const LowRankFactor& left,
                                      const LowRankFactor& right);
 // The same bits.
-void lowrank_reconstruct_reference(const LowRankReconstruct& args);
+void lowrank_replace_reference(const LowRankReconstruct& args);
 void lowrank_orthonormalise_reference(const LowRankFactor& factor, const RandomStream& stream);
 
 }  // namespace thinwire
