@@ -42,6 +42,17 @@ std::size_t generations(const Codec& codec) {
   return codec.options.transactional ? 2 : 1;
 }
 
+// What the layer's memory keeps beside the residual, a generation.
+std::size_t kept_bytes(const Layer& layer, const Codec& codec) {
+  if (codec.is_none()) {
+    return 0;
+  }
+  const MemoryNeeds needs = codec.payload ? codec.payload->memory_needs(layer.elements())
+                                          : codec.linear->memory_needs(layer.shape);
+  return sizeof(float) *
+         static_cast<std::size_t>(needs.state + (needs.velocity ? layer.elements() : 0));
+}
+
 }  // namespace
 
 std::size_t message_bytes(const Layer& layer, const Codec& codec) {
@@ -73,7 +84,7 @@ MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& pla
     const Codec& codec = plan.choices[i].codec;
     const auto fp32_bytes = static_cast<std::size_t>(layers[i].elements()) * sizeof(float);
     const std::size_t message = message_bytes(layers[i], codec);
-    forecast.residual_bytes += generations(codec) * fp32_bytes;
+    forecast.residual_bytes += generations(codec) * (fp32_bytes + kept_bytes(layers[i], codec));
     if (!codec.payload) {
       forecast.buffer_bytes += message;  // reduced in place
     } else if (codec.payload->traits().sparse) {

@@ -30,8 +30,8 @@ class DctColsCodec final : public LinearCodec {
   Traits traits() const override { return {.granularity = 0}; }
   bool gains(Shape shape) const override {
     const DctMatrix matrix = dct_matrix(shape);
-    return shape.size() > 1 && 2 * (sketch_elements(matrix) + chosen(matrix) * matrix.rows) <
-                                   matrix.rows * matrix.columns;
+    return 2 * (sketch_elements(matrix) + chosen(matrix) * matrix.rows) <
+           matrix.rows * matrix.columns;
   }
   std::int64_t period() const override { return options_.refresh; }
   int rounds(std::uint64_t step) const override { return chooses(step) ? 2 : 1; }
@@ -136,6 +136,12 @@ class DctColsCodec final : public LinearCodec {
       fail_argument(ctx, "memory of " + std::to_string(tensor.memory->elements()) +
                              " elements, expected the gradient's " + std::to_string(n));
     }
+    const std::int64_t kept = memory_needs(tensor.shape).state;
+    if (tensor.memory != nullptr && !tensor.memory->state().empty() &&
+        static_cast<std::int64_t>(tensor.memory->state().size()) != kept) {
+      fail_argument(ctx, "memory with a state of " + std::to_string(tensor.memory->state().size()) +
+                             " floats, expected " + std::to_string(kept));
+    }
     const std::int64_t count = round_elements(tensor.shape, round, ctx.step);
     if (static_cast<std::int64_t>(size) != count) {
       fail_argument(ctx, "projection of " + std::to_string(size) + " elements, expected " +
@@ -199,7 +205,7 @@ class DctColsCodec final : public LinearCodec {
       last = x;
       return good;
     });
-    if (known && state.size() == chosen.size()) {
+    if (known) {
       std::transform(state.begin(), state.end(), chosen.begin(),
                      [](float x) { return static_cast<std::uint32_t>(x) - 1; });
       return;

@@ -16,7 +16,7 @@
 namespace thinwire {
 
 inline constexpr std::int64_t kMaxDctColsRank = 65536;
-inline constexpr std::int64_t kMaxDctColsRefresh = 1'000'000;
+inline constexpr std::int64_t kMaxDctColsRefresh = 10'000;
 
 struct DctColsOptions {
   std::int64_t rank = 32;    // columns, in [1, kMaxDctColsRank]; a matrix has as many as it can

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::array<std::string_view, 1> kWords = {"dctcols"};
 constexpr std::array kOptions = {
-    FamilyOption{"refresh", "1 to 1000000", "1", "steps for which the chosen columns are kept"},
+    FamilyOption{"refresh", "1 to 10000", "1", "steps for which the chosen columns are kept"},
 };
 
 void make(const SpecReader& reader, Codec& codec) {
@@ -17,6 +17,9 @@ void make(const SpecReader& reader, Codec& codec) {
   DctColsOptions options;
   options.rank = reader.integer("columns", main, 1, kMaxDctColsRank);
   options.refresh = reader.integer("refresh", options.refresh, 1, kMaxDctColsRefresh);
+  if (options.refresh > 1 && !reader.flag("ef", true)) {
+    reader.refuse_value("ef", "dctcols keeps its columns in its memory", "on");
+  }
   codec.linear = make_dctcols_codec(options);
 }
 
