@@ -11,8 +11,10 @@
 #include "compressors/core/simd.h"
 #include "compressors/core/spelling.h"
 #include "compressors/dct/dct.h"
+#include "compressors/dct/dctcols.h"
 #include "compressors/fedzip/fedzip.h"
 #include "compressors/lossless/lossless.h"
+#include "compressors/lowrank/lowrank.h"
 #include "compressors/onebit/onebit.h"
 #include "compressors/quantize/quantize.h"
 #include "compressors/randmask/randmask.h"
@@ -35,14 +37,12 @@ constexpr Family kNoneFamily = {
 };
 
 constexpr std::array kFamilies = {
-    &kNoneFamily,   &kBF16Family,     &kFP16Family, &kTopKFamily,   &kQuantizeFamily,
-    &kOneBitFamily, &kRandmaskFamily, &kDctFamily,  &kFedzipFamily, &kLosslessFamily,
+    &kNoneFamily,    &kBF16Family,     &kFP16Family,     &kTopKFamily,   &kQuantizeFamily,
+    &kOneBitFamily,  &kRandmaskFamily, &kPowerSgdFamily, &kGaloreFamily, &kDctFamily,
+    &kDctColsFamily, &kFedzipFamily,   &kLosslessFamily,
 };
 
 constexpr std::array kLaterFamilies = {
-    LaterWord{"powersgd", "topk:0.001,values=q8 sends about as few bytes"},
-    LaterWord{"galore", "topk:0.001,values=q8 sends about as few bytes"},
-    LaterWord{"dctcols", "topk:0.001,values=q8 sends about as few bytes"},
     LaterWord{"auto", "topk:0.01,values=q8 suits most models; q4 where nothing may be left out"},
 };
 constexpr std::array kLaterOptions = {

@@ -129,6 +129,26 @@ INSTANTIATE_TEST_SUITE_P(Dct, BadSpec,
                                          Bad{"dct:8,tile=4", 11, 1, "dct:8,tile=8"},
                                          Bad{"dct:8,values=q9", 13, 2, "dct:8,values=q8"}));
 
+INSTANTIATE_TEST_SUITE_P(
+    LowRank, BadSpec,
+    testing::Values(Bad{"powersgd", 0, 8, "powersgd:4"}, Bad{"powersdg:4", 0, 8, "powersgd:4"},
+                    Bad{"powersgd:0", 9, 1, "powersgd:1"}, Bad{"powersgd:65", 9, 2, "powersgd:64"},
+                    Bad{"powersgd:4,rounds=3", 18, 1, "powersgd:4,rounds=2"},
+                    Bad{"powersgd:4,ef=off", 14, 3, "powersgd:4,ef=on"},
+                    Bad{"powersgd:4,refresh=2", 11, 7, "powersgd:4,rounds=2"},
+                    Bad{"galore", 0, 6, "galore:4"}, Bad{"galore:0", 7, 1, "galore:1"},
+                    Bad{"galore:4,refresh=0", 17, 1, "galore:4,refresh=1"},
+                    Bad{"galore:4,refresh=10001", 17, 5, "galore:4,refresh=10000"},
+                    Bad{"galore:4,ef=off", 12, 3, "galore:4,ef=on"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    DctCols, BadSpec,
+    testing::Values(Bad{"dctcols", 0, 7, "dctcols:32"}, Bad{"dctcol:8", 0, 6, "dctcols:8"},
+                    Bad{"dctcols:0", 8, 1, "dctcols:1"},
+                    Bad{"dctcols:70000", 8, 5, "dctcols:65536"},
+                    Bad{"dctcols:8,refresh=0", 18, 1, "dctcols:8,refresh=1"},
+                    Bad{"dctcols:8,refresh=2,ef=off", 23, 3, "dctcols:8,refresh=2,ef=on"}));
+
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
                            "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
@@ -143,8 +163,8 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text : {"powersgd:4", "galore:4", "dctcols:8", "auto", "bf16,warmup=10",
-                           "bf16,clip=1", "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
+  for (const char* text : {"auto", "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd", "q4,rotate",
+                           "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;
