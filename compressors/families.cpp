@@ -48,8 +48,6 @@ constexpr std::array kLaterFamilies = {
 constexpr std::array kLaterOptions = {
     LaterWord{"warmup", "start=STEP sends dense gradients before that step"},
     LaterWord{"clip", "clip gradients in the training loop"},
-    LaterWord{"kind", "q1 to q8 scale each block by its largest magnitude; leave kind out"},
-    LaterWord{"rotate", "a smaller block=N adapts to uneven values"},
 };
 
 constexpr std::array kCommonOptions = {
