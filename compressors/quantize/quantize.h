@@ -2,8 +2,8 @@
 // element a code of a few bits. The kinds differ in what the scale and the codes are; formulas and
 // bytes: FORMAT.md.
 //
-// A scale by the norm, or codes at random, can add more error to a residual than error feedback
-// takes away in a step (FORMAT.md gives each kind's bound); kinds without bias are made for ef=off.
+// Codes at random can add more error to a residual than error feedback takes away in a step
+// (FORMAT.md, qsgd): few bits without bias are made for ef=off.
 //
 // The codec is immutable and safe to call from several threads; it owns nothing of the caller's.
 #pragma once

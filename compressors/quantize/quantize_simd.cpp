@@ -26,6 +26,10 @@ namespace {
 constexpr std::int64_t kMaxUnit = kMaxRotation;
 static_assert(kMaxQuantizeBlock <= kMaxUnit);
 
+// Elements ahead of those being read that are fetched: a unit is read, then coded and written, and
+// meanwhile nothing else would ask memory for the next. Measured: 1.3 times as fast for q4 and q8.
+constexpr std::int64_t kAhead = 1024;
+
 HWY_INLINE std::int64_t lanes() { return static_cast<std::int64_t>(hn::Lanes(F32())); }
 
 constexpr std::int64_t whole_groups(std::int64_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
@@ -102,6 +106,8 @@ HWY_NOINLINE float read_block(const T* grad, const float* residual, float decay,
   auto largest = hn::Zero(I32());
   std::int64_t i = 0;
   for (; i + step <= n; i += step) {
+    hwy::Prefetch(grad + i + kAhead);
+    if (residual != nullptr) hwy::Prefetch(residual + i + kAhead);
     const VF32 v = load_sum(grad + i, residual == nullptr ? nullptr : residual + i, factor);
     largest = hn::Max(largest, magnitude_bits(v));
     hn::Store(v, df, values + i);
