@@ -50,8 +50,6 @@ constexpr std::array kLaterOptions = {
               "topk lowers its density step by step; start=STEP sends dense gradients "
               "before that step"},
     LaterWord{"clip", "clip gradients in the training loop"},
-    LaterWord{"kind", "q1 to q8 scale each block by its largest magnitude; leave kind out"},
-    LaterWord{"rotate", "a smaller block=N adapts to uneven values"},
 };
 
 constexpr std::array kCommonOptions = {
