@@ -20,10 +20,11 @@ enum class NonFinite : std::uint8_t {
 
 // Options that every family takes; obeyed by the caller of the codec.
 struct CommonOptions {
-  bool error_feedback = true;      // ef=on|off; families that lose nothing ignore it
-  bool transactional = true;       // transactional=on|off
-  float decay = 1.0F;              // decay in [0, 1]
-  std::uint64_t start_step = 0;    // start=STEP: dense before it
+  bool error_feedback = true;  // ef=on|off; families that lose nothing ignore it
+  bool transactional = true;   // transactional=on|off
+  ResidualStorage storage = ResidualStorage::kFP32;  // memory=fp32|bf16|q8
+  float decay = 1.0F;                                // decay in [0, 1]
+  std::uint64_t start_step = 0;                      // start=STEP: dense before it
   std::uint64_t warmup_steps = 0;  // warmup=STEPS, from start on, where the family has it
   NonFinite nonfinite = NonFinite::kPropagate;
 };

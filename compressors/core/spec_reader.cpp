@@ -147,6 +147,10 @@ double SpecReader::positive(std::string_view name, double otherwise,
   return value;
 }
 
+void SpecReader::refuse_family(const std::string& what, std::string_view instead) const {
+  fail_spec(tokens_.text, tokens_.family, what, instead);
+}
+
 void SpecReader::refuse_option(std::string_view name, const std::string& what,
                                const std::string& hint) const {
   fail_spec(tokens_.text, find(name)->name, what, {}, hint);

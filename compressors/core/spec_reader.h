@@ -52,7 +52,9 @@ class SpecReader {
   // Above 0 and finite.
   double positive(std::string_view name, double otherwise, std::string_view example) const;
   bool has(std::string_view name) const { return find(name) != nullptr; }
-  // Refuses an option that was given, its name marked.
+  // Refuses the word before the colon, offering `instead`.
+  [[noreturn]] void refuse_family(const std::string& what, std::string_view instead) const;
+  // Refuses an option that was given, and has no other value to offer.
   [[noreturn]] void refuse_option(std::string_view name, const std::string& what,
                                   const std::string& hint) const;
   // Refuses the value of an option that was given.

@@ -93,6 +93,7 @@ TEST_P(ReducerPolicies, NothingIsLost) {
     }
     const std::lock_guard lock(mutex);
     for (const StateEntry& entry : reducer.state().entries) {
+      if (entry.key.starts_with("worker.state/")) continue;  // no part of what is pending
       const std::size_t slash = entry.key.rfind('/');
       const std::size_t first = entry.key.find('/') + 1;
       const std::string name = entry.key.substr(first, slash - first);
@@ -107,7 +108,10 @@ TEST_P(ReducerPolicies, NothingIsLost) {
   });
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     // fp32 sums of values of about 1; results of the bf16 layer are rounded to 8 bits.
-    const double bound = layers[layer].dtype == DType::kBF16 ? kSteps * 0x1p-8 : kSteps * 0x1p-20;
+    // A residual kept as q8 moves by up to a 64th of its block's largest value, of about 4.
+    double bound = layers[layer].dtype == DType::kBF16 ? kSteps * 0x1p-8 : kSteps * 0x1p-20;
+    if (std::string_view(GetParam().policy).find("memory=") != std::string_view::npos)
+      bound += kSteps * 4.0 / 64;
     for (std::size_t i = 0; i < given[layer].size(); ++i) {
       ASSERT_NEAR(given[layer][i], results[layer][i] + pending[layer][i], bound)
           << layers[layer].name << "[" << i << "]";
@@ -117,10 +121,14 @@ TEST_P(ReducerPolicies, NothingIsLost) {
 
 INSTANTIATE_TEST_SUITE_P(
     Reducer, ReducerPolicies,
-    ::testing::Values(Case{"none", 2}, Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
+    ::testing::Values(Case{"topk:0.05,memory=bf16", 3}, Case{"q4,memory=q8", 2},
+                      Case{"topk:0.05,memory=q8,transactional=off", 2}, Case{"none", 2},
+                      Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
                       Case{"topk:0.02,values=q8", 3}, Case{"topk:0.02,values=q8", 4}, Case{"q4", 2},
                       Case{"q4", 3}, Case{"q8,stochastic", 4}, Case{"q2", 7}, Case{"bf16", 4},
-                      Case{"randmask:0.1", 2}, Case{"randmask:0.1", 4},
+                      Case{"randmask:0.1", 2}, Case{"randmask:0.1", 4}, Case{"powersgd:2", 4},
+                      Case{"powersgd:2,rounds=1", 3}, Case{"galore:2,refresh=3", 2},
+                      Case{"dctcols:2,refresh=3", 3},
                       Case{"policy = \"topk:0.05\"\n[[rule]]\nname = \"fc2.weight\"\npolicy = "
                            "\"q8\"\n[[rule]]\nname = \"half.weight\"\npolicy = \"randmask:0.2\"",
                            4}));

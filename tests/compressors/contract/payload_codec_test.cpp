@@ -41,6 +41,18 @@ std::vector<ContractCase> quantisers() {
     cases.push_back({.spec = family + ",block=64,stochastic", .block = 64, .fp64 = true});
   }
   cases.push_back({.spec = "q4,block=4096", .block = 4096, .fp64 = true, .least_sent = 0.9});
+  // Each kind; one of them with its rotation, and rotation with the largest block.
+  cases.push_back({.spec = "q4,kind=maxmin", .block = 256, .fp64 = true, .least_sent = 0.9});
+  cases.push_back({.spec = "q4,kind=qsgd", .block = 256, .fp64 = true});
+  cases.push_back({.spec = "q2,kind=terngrad", .block = 256, .fp64 = true, .random = true});
+  cases.push_back({.spec = "q4,kind=natural,block=64", .block = 64, .fp64 = true});
+  cases.push_back({.spec = "q8,kind=mx", .block = 256, .fp64 = true, .least_sent = 0.99});
+  cases.push_back(
+      {.spec = "q6,kind=mx,element=e3m2", .block = 32, .fp64 = true, .least_sent = 0.9});
+  cases.push_back({.spec = "q4,kind=mx,stochastic", .block = 256, .fp64 = true});
+  cases.push_back(
+      {.spec = "q4,rotate", .block = 1024, .fp64 = true, .least_sent = 0.9, .random = true});
+  cases.push_back({.spec = "q3,kind=natural,block=4096,rotate", .block = 4096, .fp64 = true});
   return cases;
 }
 
