@@ -39,8 +39,7 @@ constexpr std::size_t kSumElements = 2048;
 constexpr std::size_t kLineBytes = 64;
 
 // The state kept in Memory: a topk::Carried, and the gradient's L2 norm.
-constexpr std::size_t kCarriedFloats = 3;
-constexpr std::size_t kStateFloats = kCarriedFloats + 1;
+constexpr std::size_t kStateFloats = 4;
 
 // Of the L2 norm, in fp32 and finite.
 float norm_of(double squares) {
@@ -112,7 +111,6 @@ class TopKCodec final : public PayloadCodec {
     topk::Carried carried = {};
     float norm = 0;
   };
-  static_assert(sizeof(State) == kStateFloats * sizeof(float));
   bool carries() const { return options_.select == TopKSelect::kCarried; }
   bool clips_by_last() const {
     return options_.momentum && options_.momentum->clip_norm == TopKClipNorm::kLast;
@@ -182,7 +180,7 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   topk::Momentum momentum;
   if (options_.momentum && n > 0) momentum = momentum_of(ctx, grad, *memory, before.norm);
   topk::Selection selection =
-      topk::prepare(ctx, grad, memory, options_.momentum ? &momentum : nullptr, keep(n), workspace);
+      topk::prepare(grad, memory, options_.momentum ? &momentum : nullptr, keep(n), workspace);
   if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
   if (clips_by_last()) selection.scan.squares = &squares;
 
@@ -198,11 +196,11 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   topk::settle(memory, selection);
   if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
   topk::Candidates& entries = selection.entries;
-  if (memory != nullptr && !memory->next_state().empty()) {
+  if (memory != nullptr && memory->next_state().size() == kStateFloats) {
     const std::uint32_t reached = pass.settled ? pass.least : topk::part_of_least(entries, 1.0F);
-    const State after{.carried = topk::carry(before.carried, entries, reached, aim),
-                      .norm = norm_of(squares)};
-    std::memcpy(memory->next_state().data(), &after, sizeof after);
+    const topk::Carried carried = topk::carry(before.carried, entries, reached, aim);
+    const std::array after = {carried.threshold, carried.ideal, carried.trend, norm_of(squares)};
+    std::copy(after.begin(), after.end(), memory->next_state().begin());
   }
   return finish(n, slot, pass, selection, out);
 }
@@ -211,10 +209,10 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
 EncodeResult TopKCodec::finish(std::int64_t n, std::size_t slot, topk::CarriedPass pass,
                                topk::Selection& selection, std::span<std::byte> out) const {
   topk::Candidates& entries = selection.entries;
-  TopKIndexCoding coding = choose_topk_coding(n, {entries.index, entries.count});
-  if (pass.settled && coding.bytes() > room(slot, entries.count)) {
-    topk::restore_rounded(pass, selection);
-    pass = {};
+  TopKIndexCoding coding;
+  if (pass.settled) {
+    coding = choose_topk_coding(n, {entries.index, entries.count});
+    if (coding.bytes() > room(slot, entries.count)) topk::restore_rounded(pass, selection);
   }
   std::uint32_t low = pass.least;
   if (!pass.settled) {
@@ -252,11 +250,10 @@ void TopKCodec::check_velocity(const Context& ctx, const Memory* memory) const {
 }
 
 TopKCodec::State TopKCodec::read_state(const Memory* memory) const {
-  State state;
-  if (memory != nullptr && memory->state().size() == kStateFloats) {
-    std::memcpy(&state, memory->state().data(), sizeof state);
-  }
-  return state;
+  if (memory == nullptr || memory->state().size() != kStateFloats) return {};
+  const std::span<const float> state = memory->state();
+  return {.carried = {.threshold = state[0], .ideal = state[1], .trend = state[2]},
+          .norm = state[3]};
 }
 
 topk::Momentum TopKCodec::momentum_of(const Context& ctx, TensorView grad, const Memory& memory,

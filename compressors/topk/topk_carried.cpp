@@ -25,11 +25,6 @@ constexpr double kAimDeviations = 0.5;
 // ln(a / b) / 2 for a and b not far apart, by products that round alike on every host.
 double half_log_ratio(double a, double b) { return (a - b) / (a + b); }
 
-std::span<const std::uint32_t> indices_of(const Candidates& c, std::size_t first,
-                                          std::size_t count) {
-  return {c.index + first, count};
-}
-
 // Rounds and patches entries up to `end`.
 void round_entries(const Selection& selection, TopKValues kind, std::size_t end,
                    CarriedPass& pass) {
@@ -40,7 +35,7 @@ void round_entries(const Selection& selection, TopKValues kind, std::size_t end,
     const auto block = std::span(missing).first(count);
     std::copy_n(c.value + pass.rounded, count, block.begin());
     round_topk_block(kind, pass.least, block);
-    patch(selection.scan, indices_of(c, pass.rounded, count), block.data());
+    patch(selection.scan, {c.index, pass.rounded + count}, pass.rounded, block.data());
     pass.rounded += count;
   }
 }
@@ -82,9 +77,11 @@ std::uint32_t carried_threshold(const Context& ctx, const Carried& carried, doub
                          random_stream(ctx.key_hash, ctx.step, ctx.sender));
 }
 
-void restore_rounded(const CarriedPass& pass, const Selection& selection) {
+void restore_rounded(CarriedPass& pass, const Selection& selection) {
   const Candidates& c = selection.entries;
-  scatter(indices_of(c, 0, pass.rounded), {c.value, pass.rounded}, selection.scan.next);
+  scatter({c.index, pass.rounded}, {c.value, pass.rounded}, selection.scan.next);
+  pass.rounded = 0;
+  pass.settled = false;
 }
 
 CarriedPass select_carried(const Context& ctx, std::uint32_t least, TopKValues kind,

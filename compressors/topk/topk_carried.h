@@ -43,7 +43,7 @@ struct CarriedPass {
 CarriedPass select_carried(const Context& ctx, std::uint32_t least, TopKValues kind,
                            Selection& selection);
 
-// `next` holds v again.
-void restore_rounded(const CarriedPass& pass, const Selection& selection);
+// `next` holds v again: nothing is settled.
+void restore_rounded(CarriedPass& pass, const Selection& selection);
 
 }  // namespace thinwire::topk

@@ -89,9 +89,11 @@ struct ScanSummary {
 // v = grad + decay * residual (the product rounded, then the sum), v to next, candidates appended.
 ScanSummary scan(const Scan& args, Candidates& candidates);
 
-// Writes values[i] to next[indices[i] - args.first]: ascending indices that `args` has scanned.
-// Where it streams, whole cache lines are, the rest of them computed again.
-void patch(const Scan& args, std::span<const std::uint32_t> indices, const float* values);
+// Writes values[i] to next[indices[first + i] - args.first] for all entries from `first` on, those
+// before it being written; ascending indices that `args` has scanned. Where it streams, whole cache
+// lines are written, the rest of them computed again.
+void patch(const Scan& args, std::span<const std::uint32_t> indices, std::size_t first,
+           const float* values);
 
 // The sum of the squares of `grad` in fp64, by chunks of kChunkElements: element i of one in lane i
 // mod 16, lanes added in halves, chunks in order. The same on every target.

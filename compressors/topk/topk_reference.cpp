@@ -292,7 +292,9 @@ TopKReference encode_topk_reference(const TopKOptions& options, const TopKRefere
     v[i] += kept;
   }
   const auto one_byte = [](BodyMode mode) {
-    return TopKReference{.body = {static_cast<std::byte>(mode)}};
+    TopKReference mark;
+    mark.body = {static_cast<std::byte>(mode)};
+    return mark;
   };
   if (!std::all_of(v.begin(), v.end(), [](float x) { return std::isfinite(x); })) {
     return one_byte(BodyMode::kNonFinite);

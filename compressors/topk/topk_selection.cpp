@@ -119,8 +119,8 @@ std::size_t enough_entries(std::size_t keep) {
   return static_cast<std::size_t>(std::ceil(kLeastShare * static_cast<double>(keep)));
 }
 
-Selection prepare(const Context& ctx, TensorView grad, Memory* memory, const Momentum* momentum,
-                  std::int64_t keep, Workspace& workspace) {
+Selection prepare(TensorView grad, Memory* memory, const Momentum* momentum, std::int64_t keep,
+                  Workspace& workspace) {
   const std::int64_t n = grad.elements;
   if (n == 0) return {.mode = BodyMode::kEmpty};
   Selection selection{.scan = {.grad = grad.data, .dtype = grad.dtype, .count = n}};
@@ -171,7 +171,7 @@ void settle(Memory* memory, Selection& selection) {
 
 Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, const Choice& choice,
                          Workspace& workspace) {
-  Selection selection = prepare(ctx, grad, memory, nullptr, choice.keep, workspace);
+  Selection selection = prepare(grad, memory, nullptr, choice.keep, workspace);
   if (selection.mode != BodyMode::kFamily) return selection;
   select(ctx, choice, selection);
   settle(memory, selection);

@@ -52,8 +52,8 @@ Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, co
 
 // The same in steps. Before the pass: marks that can be told already, and the scan to be done. The
 // velocity of `momentum` is the memory's; null: no momentum correction.
-Selection prepare(const Context& ctx, TensorView grad, Memory* memory, const Momentum* momentum,
-                  std::int64_t keep, Workspace& workspace);
+Selection prepare(TensorView grad, Memory* memory, const Momentum* momentum, std::int64_t keep,
+                  Workspace& workspace);
 // The pass.
 void select(const Context& ctx, const Choice& choice, Selection& selection);
 // A pass over what is stored by now: as with choice.sampled, and nothing is stored again.

@@ -348,16 +348,24 @@ HWY_INLINE hn::Vec<F> load_gradient(const Scan& args, std::size_t at) {
 }
 
 // Whole lines: v as the scan has stored it, but for the entries' elements.
-void patch_lines(const Scan& args, std::span<const std::uint32_t> indices, const float* values) {
+void patch_lines(const Scan& args, std::span<const std::uint32_t> indices, std::size_t first,
+                 const float* values) {
   const F d;
   const std::size_t lanes = hn::Lanes(d);
   const auto decay = hn::Set(d, args.decay);
-  const auto whole = static_cast<std::size_t>(args.count) / kLine * kLine;
   const auto place = hn::Iota(I(), 0);
-  std::size_t entry = 0;
-  while (entry < indices.size()) {
-    const std::size_t line = (indices[entry] - args.first) / kLine * kLine;
-    if (line >= whole) break;
+  const auto element = [&](std::size_t entry) { return std::size_t{indices[entry] - args.first}; };
+  const std::size_t whole = static_cast<std::size_t>(args.count) / kLine * kLine;
+  std::size_t entry = first;
+  const auto store = [&] {
+    args.next[element(entry)] = values[entry - first];
+    ++entry;
+  };
+  // A line that holds entries from before must keep them.
+  const std::size_t begun = first == 0 ? 0 : (element(first - 1) / kLine + 1) * kLine;
+  while (entry < indices.size() && element(entry) < begun) store();
+  while (entry < indices.size() && element(entry) < whole) {
+    const std::size_t line = element(entry) / kLine * kLine;
     for (std::size_t i = line; i < line + kLine; i += lanes) {
       auto v = load_gradient(args, i);
       if (args.momentum.velocity != nullptr) {
@@ -366,15 +374,15 @@ void patch_lines(const Scan& args, std::span<const std::uint32_t> indices, const
       if (args.residual != nullptr) {
         v = hn::Add(v, hn::Mul(decay, hn::LoadU(d, args.residual + i)));
       }
-      for (; entry < indices.size() && indices[entry] - args.first < i + lanes; ++entry) {
-        const auto lane = static_cast<std::int32_t>(indices[entry] - args.first - i);
+      for (; entry < indices.size() && element(entry) < i + lanes; ++entry) {
+        const auto lane = static_cast<std::int32_t>(element(entry) - i);
         const auto here = hn::RebindMask(d, hn::Eq(place, hn::Set(I(), lane)));
-        v = hn::IfThenElse(here, hn::Set(d, values[entry]), v);
+        v = hn::IfThenElse(here, hn::Set(d, values[entry - first]), v);
       }
       hn::Stream(v, d, args.next + i);
     }
   }
-  for (; entry < indices.size(); ++entry) args.next[indices[entry] - args.first] = values[entry];
+  while (entry < indices.size()) store();
   hwy::FlushStream();
 }
 
@@ -475,13 +483,14 @@ ScanSummary scan(const Scan& args, Candidates& candidates) {
   return HWY_DYNAMIC_DISPATCH(scan_all)(args, candidates);
 }
 
-void patch(const Scan& args, std::span<const std::uint32_t> indices, const float* values) {
+void patch(const Scan& args, std::span<const std::uint32_t> indices, std::size_t first,
+           const float* values) {
   if (args.streaming) {
-    HWY_DYNAMIC_DISPATCH(patch_lines)(args, indices, values);
+    HWY_DYNAMIC_DISPATCH(patch_lines)(args, indices, first, values);
     return;
   }
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    args.next[indices[i] - args.first] = values[i];
+  for (std::size_t i = first; i < indices.size(); ++i) {
+    args.next[indices[i] - args.first] = values[i - first];
   }
 }
 

@@ -1,6 +1,7 @@
 #include "compressors/topk/topk_values.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -47,20 +48,24 @@ struct Scale {
   std::uint32_t range;  // bits between low and the block's upper end
 };
 
+// Rounded down; by way of signed integers, for which there are vector instructions.
+std::uint32_t whole(double x) { return static_cast<std::uint32_t>(static_cast<std::int32_t>(x)); }
+double real(std::uint32_t x) { return static_cast<std::int32_t>(x); }
+
 // 8 bits: 127 steps from end to end, so that `low` is exact.
 struct Fine {
   static constexpr int kBits = 8;
 
   static std::uint32_t step(const Scale& scale, std::uint32_t magnitude, double steps_per_bit) {
-    return std::min(static_cast<std::uint32_t>((magnitude - scale.low) * steps_per_bit + 0.5),
-                    kSteps);
+    return std::min(whole(real(magnitude - scale.low) * steps_per_bit + 0.5), kSteps);
   }
   static double steps_per_bit(const Scale& scale) {
     return scale.range == 0 ? 0.0 : double{kSteps} / scale.range;
   }
   static std::uint32_t magnitude(const Scale& scale, std::uint32_t step) {
-    return scale.low +
-           static_cast<std::uint32_t>((std::uint64_t{scale.range} * step + kSteps / 2) / kSteps);
+    // (range * step + 63) / 127, rounded down: half more keeps the product clear of whole numbers.
+    constexpr double kMore = kSteps / 2 + 0.5;
+    return scale.low + whole((real(scale.range) * real(step) + kMore) * (1.0 / kSteps));
   }
 };
 
@@ -72,7 +77,7 @@ struct Coarse {
   static constexpr std::uint32_t kBins = 1U << (kWidth - 1);
 
   static std::uint32_t step(const Scale& scale, std::uint32_t magnitude, double steps_per_bit) {
-    return std::min(static_cast<std::uint32_t>((magnitude - scale.low) * steps_per_bit), kBins - 1);
+    return std::min(whole(real(magnitude - scale.low) * steps_per_bit), kBins - 1);
   }
   static double steps_per_bit(const Scale& scale) {
     return scale.range == 0 ? 0.0 : double{kBins} / scale.range;
@@ -99,22 +104,30 @@ std::uint16_t upper_end(std::span<const float> block) {
   return static_cast<std::uint16_t>(std::min<std::uint32_t>((most + 0xFFFF) >> 16, kMaxBF16));
 }
 
+// One code an entry, sign above step; leaves in the values what is missing of them.
+template <typename Code>
+void code_block(const Scale& scale, std::span<float> block, std::uint8_t* codes) {
+  const double steps_per_bit = Code::steps_per_bit(scale);
+  for (std::size_t i = 0; i < block.size(); ++i) {
+    const std::uint32_t bits = bits_of(block[i]);
+    const std::uint32_t sign = bits & ~kMagnitudeMask;
+    const std::uint32_t step = Code::step(scale, bits & kMagnitudeMask, steps_per_bit);
+    codes[i] = static_cast<std::uint8_t>(sign >> (32 - Code::kBits) | step);
+    block[i] -= float_of(sign | Code::magnitude(scale, step));
+  }
+}
+
 template <typename Code>
 void round_scaled(std::uint32_t low, std::span<float> block) {
-  const Scale scale = block_scale(low, upper_end(block));
-  const double steps_per_bit = Code::steps_per_bit(scale);
-  for (float& value : block) {
-    const std::uint32_t bits = bits_of(value);
-    const std::uint32_t step = Code::step(scale, bits & kMagnitudeMask, steps_per_bit);
-    value -= float_of((bits & ~kMagnitudeMask) | Code::magnitude(scale, step));
-  }
+  std::array<std::uint8_t, kTopKBlock> codes;
+  code_block<Code>(block_scale(low, upper_end(block)), block, codes.data());
 }
 
 void round_bf16(std::span<float> values) {
   for (float& value : values) value -= to_float(to_bf16_saturated(value));
 }
 
-// Codes of kBits, the first one lowest in its byte: sign above step.
+// Codes of kBits, the first one lowest in its byte.
 template <typename Code>
 void write_scaled(std::uint32_t low, std::span<float> values, std::byte* out) {
   constexpr int kBits = Code::kBits;
@@ -127,20 +140,14 @@ void write_scaled(std::uint32_t low, std::span<float> values, std::byte* out) {
     const std::uint16_t high = upper_end(block);
     store(ends, high);
     ends += sizeof high;
-    const Scale scale = block_scale(low, high);
-    const double steps_per_bit = Code::steps_per_bit(scale);
-    std::uint32_t byte = 0;
-    for (std::size_t i = 0; i < block.size(); ++i) {
-      const std::uint32_t bits = bits_of(block[i]);
-      const std::uint32_t step = Code::step(scale, bits & kMagnitudeMask, steps_per_bit);
-      const std::uint32_t sign = bits & ~kMagnitudeMask;
-      const auto place = static_cast<int>(i % kCodesAByte) * kBits;
-      byte |= (sign >> (32 - kBits) | step) << place;
-      if (place + kBits == 8 || i + 1 == block.size()) {
-        *codes++ = static_cast<std::byte>(byte);
-        byte = 0;
+    std::array<std::uint8_t, kTopKBlock> block_codes = {};
+    code_block<Code>(block_scale(low, high), block, block_codes.data());
+    for (std::size_t i = 0; i < block.size(); i += kCodesAByte) {
+      std::uint32_t byte = 0;
+      for (std::size_t j = 0; j < kCodesAByte; ++j) {
+        byte |= static_cast<std::uint32_t>(block_codes[i + j]) << (j * kBits);
       }
-      block[i] -= float_of(sign | Code::magnitude(scale, step));
+      *codes++ = static_cast<std::byte>(byte);
     }
   }
 }

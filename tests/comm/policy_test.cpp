@@ -46,6 +46,17 @@ TEST(Glob, MatchesAsAShellDoes) {
   EXPECT_FALSE(glob_match("*a*a*a*a*a*a*a*b", std::string(2000, 'a')));
 }
 
+TEST(Policy, MomentumCorrectionIsForDGCSGDAlone) {
+  for (const char* text : {"topk:0.01,momentum=0.9", "policy = \"topk:0.01,momentum=0.9\"",
+                           "policy = \"none\"\n[[rule]]\nname = \"*\"\n"
+                           "policy = \"topk:0.01,momentum=0.9,nesterov\""}) {
+    EXPECT_THAT(message_of<PolicyError>([&] { Policy::parse(text); }),
+                AllOf(HasSubstr("momentum correction belongs to the optimizer DGCSGD"),
+                      HasSubstr("hint: ")))
+        << text;
+  }
+}
+
 TEST(Policy, OneLineIsTheDefaultOfEveryEligibleLayer) {
   const Policy policy = Policy::parse("  topk:0.01,values=q8\n");
   EXPECT_EQ(policy.text(), "topk:0.01,values=q8");

@@ -60,7 +60,8 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "onebit,block=64,scale=l1",
                                   "dct:32",
                                   "dct:8,values=q8",
-                                  "dct:3,tile=16,values=fp32"};
+                                  "dct:3,tile=16,values=fp32",
+                                  "topk:0.1,values=q8,select=carried"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;
@@ -92,7 +93,7 @@ std::vector<std::byte> encode_message(const Codec& codec, Pattern pattern, std::
 // A sealed message with one body: the third step's, so that residuals play their part.
 std::vector<std::byte> make_message(const std::string& spec) {
   const Codec codec = make_codec(spec);
-  Memory memory(kElements);
+  Memory memory(kElements, {.needs = codec.payload->memory_needs(kElements)});
   std::vector<std::byte> message;
   for (std::uint64_t step = 0; step < 3; ++step) {
     message = encode_message(codec, Pattern::kNormal, kElements, step, &memory);

@@ -22,6 +22,7 @@ std::vector<ContractCase> topks() {
           {.spec = "topk:0.05,values=q2", .least_sent = 0.04},
           {.spec = "topk:0.05,values=ternary", .least_sent = 0.04},
           {.spec = "topk:0.05,select=sampled", .least_sent = 0.03},
+          {.spec = "topk:0.05,values=q8,select=carried", .least_sent = 0.03},
           {.spec = "topk:0.05,chunk=64", .least_sent = 0.045},
           {.spec = "topk:k=64,values=q2,chunk=4096", .block = 4096, .least_sent = 0.01},
           {.spec = "topk:0.05,values=q8,select=sampled", .least_sent = 0.03, .large = true}};

@@ -99,6 +99,16 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"topk:nan", 5, 3, "topk:0.01"}, Bad{"topk:k=0", 7, 1, "topk:k=1"},
         Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"topk:0.1,chunk=1", 15, 1, "topk:0.1,chunk=64"},
         Bad{"topk:0.1,select=sampled,chunk=64", 16, 7, "topk:0.1,select=exact,chunk=64"},
+        Bad{"topk:0.1,select=carried,chunk=64", 16, 7, "topk:0.1,select=exact,chunk=64"},
+        Bad{"topk:0.1,momentum=1", 18, 1, "topk:0.1,momentum=0.9"},
+        Bad{"topk:0.1,momentum=-1", 18, 2, "topk:0.1,momentum=0"},
+        Bad{"topk:0.1,momentum=x", 18, 1, "topk:0.1,momentum=0.9"},
+        Bad{"topk:0.1,momentum", 9, 8, "topk:0.1,momentum=0.9"},
+        Bad{"topk:0.1,momentum=0.9,clip=0", 27, 1, "topk:0.1,momentum=0.9,clip=1"},
+        Bad{"topk:0.1,momentum=0.9,clip=inf", 27, 3, "topk:0.1,momentum=0.9,clip=1"},
+        Bad{"topk:0.1,momentum=0.9,clip=1,clip_norm=lost", 39, 4,
+            "topk:0.1,momentum=0.9,clip=1,clip_norm=last"},
+        Bad{"topk:0.1,momentum=0.9,ef=off", 25, 3, "topk:0.1,momentum=0.9,ef=on"},
         Bad{"q4,block=100", 9, 3, "q4,block=128"}, Bad{"q4,block=1", 9, 1, "q4,block=64"},
         Bad{"q4,block=99999999999999999999", 9, 20, "q4,block=4096"}, Bad{"q4:3", 2, 2, "q4"},
         Bad{"bf16,ef=of", 8, 2, "bf16,ef=off"}, Bad{"bf16,decay=2", 11, 1, "bf16,decay=1"},
@@ -186,8 +196,25 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
   for (const char c : message) EXPECT_TRUE(c == '\n' || (c >= 32 && c < 127)) << int{c};
 }
 
+TEST(Spec, MomentumCorrectionIsTopksAloneAndAWhole) {
+  for (const char* text : {"q4,momentum=0.9", "bf16,nesterov", "onebit,clip=1",
+                           "fedzip:0.1,clip_norm=last", "none,momentum=0.9"}) {
+    const std::string message = message_of<PolicyError>(text);
+    EXPECT_THAT(message, HasSubstr("momentum correction is topk's alone")) << text;
+    EXPECT_THAT(message, HasSubstr("^")) << text;
+  }
+  for (const char* text : {"topk:0.1,nesterov", "topk:0.1,clip=1", "topk:0.1,clip_norm=last",
+                           "topk:0.1,momentum=0.9,clip_norm=last"}) {
+    const std::string message = message_of<PolicyError>(text);
+    EXPECT_THAT(message, HasSubstr("without")) << text;
+    EXPECT_THAT(message, HasSubstr("hint: ")) << text;
+  }
+  EXPECT_EQ(make_codec("topk:0.1,clip_norm=tensor,clip=2,nesterov=on,momentum=0.90").spec,
+            "topk:0.1,momentum=0.9,nesterov,clip=2");
+}
+
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text : {"auto", "bf16,warmup=10", "bf16,clip=1", "topk:0.1,select=carried"}) {
+  for (const char* text : {"auto", "bf16,warmup=10"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -128,6 +129,26 @@ TEST(TopKIndex, IndependentPositionsFitTheirPlan) {
     for (int round = 0; round < 20; ++round) {
       EXPECT_LE(choose_topk_coding(n, draw(n, count, random)).bytes(), plan_topk_indices(n, count))
           << "n = " << n << ", count = " << count;
+    }
+  }
+}
+
+// With 2^b the power of two below n, quotients add up to less than 2: gaps take one bit more than
+// raw indices at most, and need no third coding beside them for the fewest entries.
+TEST(TopKIndex, RawIndicesWouldSaveABitATensorAtMost) {
+  std::mt19937_64 random(12);
+  for (const std::int64_t n : {2, 3, 8, 9, 100, 256, 257, 4096, 36864, 65536, 65537, 2359296}) {
+    for (std::int64_t count = 1; count <= std::min<std::int64_t>(n, 12); ++count) {
+      for (int round = 0; round < 20; ++round) {
+        auto indices = draw(n, count, random);
+        if (round == 0) {  // as late as can be
+          std::iota(indices.begin(), indices.end(), static_cast<std::uint32_t>(n - count));
+        }
+        const auto raw =
+            static_cast<std::uint64_t>(count) *
+            static_cast<std::uint64_t>(std::bit_width(static_cast<std::uint64_t>(n - 1)));
+        EXPECT_LE(choose_topk_coding(n, indices).bits, raw + 1) << n << ", " << count;
+      }
     }
   }
 }

@@ -3,16 +3,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "compressors/core/convert.h"
+#include "compressors/core/payload.h"
 #include "compressors/core/simd.h"
 #include "compressors/topk/topk_reference.h"
 
@@ -254,6 +257,155 @@ TEST_P(TopKTargets, AccumulateAddsTheRoundedProductAtSentPositionsOnly) {
   }
 }
 
+// A memory as the codec needs it.
+Memory memory_for(const PayloadCodec& codec, std::size_t n, bool transactional = true,
+                  float decay = 1.0F) {
+  const auto count = static_cast<std::int64_t>(n);
+  return Memory(
+      count, {.transactional = transactional, .decay = decay, .needs = codec.memory_needs(count)});
+}
+
+// What the reference starts from, as the memory has it.
+struct Before {
+  Floats residual;
+  Floats velocity;
+  std::uint32_t threshold = 0;
+  float norm = 0;
+
+  explicit Before(const Memory& memory)
+      : residual(memory.current().begin(), memory.current().end()),
+        velocity(memory.velocity().begin(), memory.velocity().end()) {
+    if (memory.state().empty()) return;
+    threshold = std::bit_cast<std::uint32_t>(memory.state()[0]);
+    norm = memory.state()[3];
+  }
+};
+
+// One step beside the reference. False where the memory stays unwritten.
+bool step_as_reference(const TopKOptions& options, const Floats& grad, Memory& memory, bool give,
+                       std::uint64_t step) {
+  const auto codec = make_topk_codec(options);
+  const Before before(memory);
+  const TopKReference reference = encode_topk_reference(options, {.grad = grad,
+                                                                  .residual = before.residual,
+                                                                  .decay = memory.decay(),
+                                                                  .velocity = before.velocity,
+                                                                  .threshold = before.threshold,
+                                                                  .last_norm = before.norm,
+                                                                  .world_size = 4});
+  auto owned = std::make_shared<Floats>(grad);
+  Scratch scratch(codec->workspace_bytes(memory.elements()));
+  std::vector<std::byte> out(codec->slot_bytes(memory.elements()));
+  if (give) memory.adopt({owned, owned->data()});
+  const Context ctx{.workspace = scratch.span(), .step = step, .world_size = 4};
+  out.resize(codec->encode(ctx, view(*owned), &memory, out).bytes);
+  EXPECT_EQ(out, reference.body);
+  EXPECT_EQ(memory.written(), !reference.residual.empty());
+  if (reference.residual.empty()) return false;
+  memory.commit();
+  EXPECT_TRUE(same_bits(memory.current(), reference.residual));
+  EXPECT_TRUE(same_bits(memory.velocity(), reference.velocity));
+  if (options.momentum && options.momentum->clip_norm == TopKClipNorm::kLast) {
+    EXPECT_EQ(memory.state()[3], reference.norm);
+  }
+  // Nothing is lost: velocities are zero where something is sent, and nowhere else by accident.
+  const Floats decoded = decode(*codec, out, grad.size());
+  for (std::size_t i = 0; i < memory.velocity().size(); ++i) {
+    if (decoded[i] != 0) {
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(memory.velocity()[i]), 0U) << i;
+    }
+  }
+  return true;
+}
+
+// Small enough for the selection to be without a sample.
+constexpr std::size_t kSizesOfSteps[] = {1, 17, 64, 1009, 4099, 32003};
+
+TEST_P(TopKTargets, CarriedThresholdsMatchTheReferenceStepByStep) {
+  std::mt19937_64 random(21);
+  for (const std::size_t n : kSizesOfSteps) {
+    for (int kind = kNormal; kind <= kAscending; ++kind) {
+      TopKOptions options{.density = std::pow(10.0, -1.0 - static_cast<double>(random() % 3)),
+                          .values = static_cast<TopKValues>(random() % 6),
+                          .select = TopKSelect::kCarried};
+      const bool transactional = random() % 2 == 0;
+      SCOPED_TRACE(testing::Message() << make_topk_codec(options)->name() << ", n = " << n
+                                      << ", kind = " << kind << ", " << transactional);
+      Memory memory =
+          memory_for(*make_topk_codec(options), n, transactional, random() % 2 == 0 ? 1.0F : 0.9F);
+      for (std::uint64_t step = 0; step < 6; ++step) {
+        Floats grad = tensor_of(static_cast<Kind>(kind), n, random);
+        // Now and then far fewer pass, or far more.
+        if (step == 3) std::for_each(grad.begin(), grad.end(), [](float& g) { g *= 1e-3F; });
+        if (step == 4) std::for_each(grad.begin(), grad.end(), [](float& g) { g *= 1e3F; });
+        if (!transactional && kind == kHeavyTail && step == 4) break;  // not finite
+        step_as_reference(options, grad, memory, transactional && step % 2 == 1, step);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(TopKTargets, MomentumMatchesTheReferenceStepByStep) {
+  std::mt19937_64 random(22);
+  for (const std::size_t n : kSizesOfSteps) {
+    for (int round = 0; round < 10; ++round) {
+      TopKMomentum momentum{.factor = 0.9, .nesterov = round % 2 == 1};
+      if (round % 3 != 0) {
+        momentum.clip = 0.5 * std::sqrt(static_cast<double>(n));
+        momentum.clip_norm = round % 3 == 1 ? TopKClipNorm::kTensor : TopKClipNorm::kLast;
+      }
+      TopKOptions options{.density = 0.01,
+                          .values = static_cast<TopKValues>(random() % 6),
+                          .select = round % 2 == 0 ? TopKSelect::kCarried : TopKSelect::kExact,
+                          .momentum = momentum};
+      if (round % 4 == 1) options.chunk = std::int64_t{64} << random() % 8;
+      const bool transactional = random() % 2 == 0;
+      SCOPED_TRACE(testing::Message()
+                   << make_topk_codec(options)->name() << ", n = " << n << ", " << transactional);
+      Memory memory = memory_for(*make_topk_codec(options), n, transactional);
+      for (std::uint64_t step = 0; step < 5; ++step) {
+        Floats grad = tensor_of(step == 2 ? kMostlyZero : kNormal, n, random);
+        if (step == 3) std::fill(grad.begin(), grad.end(), 0.0F);
+        step_as_reference(options, grad, memory, transactional && round % 2 == 0, step);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+// Large tensors are written around the caches, those in place are not: the same, bit for bit.
+TEST_P(TopKTargets, WhatIsWrittenAroundTheCachesIsTheSame) {
+  constexpr std::size_t kElements = (std::size_t{1} << 20) + 37;
+  static const std::array grads = {normals(kElements, 0), normals(kElements, 1),
+                                   normals(kElements, 2)};
+  for (const bool with_momentum : {false, true}) {
+    TopKOptions options{.density = 0.01,
+                        .values = with_momentum ? TopKValues::kQ8 : TopKValues::kF32,
+                        .select = TopKSelect::kCarried};
+    if (with_momentum) {
+      options.momentum = {.factor = 0.9, .clip = 500, .clip_norm = TopKClipNorm::kLast};
+    }
+    const auto codec = make_topk_codec(options);
+    SCOPED_TRACE(codec->name());
+    Memory apart = memory_for(*codec, kElements);
+    Memory in_place = memory_for(*codec, kElements, false);
+    for (std::uint64_t step = 0; step < grads.size(); ++step) {
+      Floats grad = grads[step];
+      const Encoded around = encode(*codec, grad, &apart, step);
+      const Encoded through = encode(*codec, grad, &in_place, step);
+      ASSERT_EQ(around.body, through.body);
+      ASSERT_GE(sent(around.body), 8389U);
+      ASSERT_LE(sent(around.body), 10486U);
+      apart.commit();
+      in_place.commit();
+      ASSERT_TRUE(same_bits(apart.current(), in_place.current()));
+      ASSERT_TRUE(same_bits(apart.velocity(), in_place.velocity()));
+      ASSERT_TRUE(same_bits(apart.state(), in_place.state()));
+    }
+  }
+}
+
 TEST(TopK, ContractsByTheShareItKeeps) {
   for (const std::size_t n : {std::size_t{10}, std::size_t{1009}, std::size_t{65537}}) {
     for (const double density : {0.001, 0.1, 0.7}) {
@@ -462,6 +614,141 @@ TEST(TopK, WhatTheSlotHasNoRoomForStaysBehindSmallestFirst) {
   EXPECT_NE(memory.next()[2050 * 510 + 1], grad[2050 * 510 + 1]);
 }
 
+// What passes a carried threshold takes more room than the slot has.
+TEST(TopK, TooLongIndicesOfACarriedSelectionLeaveTheSmallestBehind) {
+  constexpr std::size_t kElements = std::size_t{1} << 14;
+  for (const TopKValues values : {TopKValues::kF32, TopKValues::kQ4}) {
+    const TopKOptions options{.k = 400, .values = values, .select = TopKSelect::kCarried};
+    Floats grad(kElements, 0.5F);
+    for (std::size_t i = 0; i < 200; ++i) {
+      grad[81 * i] = 1.0F + static_cast<float>(i) / 1024;
+      grad[81 * i + 1] = -1.5F - static_cast<float>(i) / 1024;
+    }
+    Memory memory = memory_for(*make_topk_codec(options), kElements);
+    memory.restore_state(Floats{1.0F, 1.0F, 0.0F, 0.0F});
+    EXPECT_TRUE(step_as_reference(options, grad, memory, false, 0));
+  }
+}
+
+TEST(TopK, CarriedSelectionStaysBetweenTheBoundsWhateverTheGradientsDo) {
+  constexpr std::size_t kElements = 300000;
+  const auto codec = make_topk_codec({.density = 0.001, .select = TopKSelect::kCarried});
+  Memory memory = memory_for(*codec, kElements);
+  for (std::uint64_t step = 0; step < 25; ++step) {
+    Floats grad = normals(kElements, step);
+    const float scale = step % 7 == 6 ? 30.0F : 1.0F / static_cast<float>(step + 1);
+    for (float& g : grad) g *= scale;
+    const std::size_t count = sent(encode(*codec, grad, &memory, step).body);
+    memory.commit();
+    EXPECT_GE(count, 240U) << "step " << step;
+    EXPECT_LE(count, 300U) << "step " << step;
+  }
+}
+
+// A state that no step can have left is a first step.
+TEST(TopK, StrangeCarriedThresholdsDoNoHarm) {
+  const auto codec = make_topk_codec({.density = 0.01, .select = TopKSelect::kCarried});
+  for (const float threshold :
+       {-1.0F, std::nanf(""), std::numeric_limits<float>::infinity(),
+        std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min()}) {
+    for (const std::size_t n : {std::size_t{1009}, std::size_t{100003}}) {
+      Memory memory = memory_for(*codec, n);
+      memory.restore_state(Floats{threshold, threshold, threshold, threshold});
+      Floats grad = normals(n, 3);
+      const std::size_t count = sent(encode(*codec, grad, &memory).body);
+      EXPECT_GE(count, n * 8 / 1000) << threshold;
+      EXPECT_LE(count, (n + 50) / 100) << threshold;
+    }
+  }
+}
+
+TEST(TopK, MomentumNeedsAMemoryWithAVelocity) {
+  const auto codec = make_topk_codec({.density = 0.1, .momentum = TopKMomentum{}});
+  Floats grad(100, 1.0F);
+  EXPECT_THROW(encode(*codec, grad, nullptr), InvalidArgument);
+  Memory plain(100);
+  EXPECT_THROW(encode(*codec, grad, &plain), InvalidArgument);
+  EXPECT_FALSE(plain.written());
+  for (const TopKMomentum& bad :
+       {TopKMomentum{.factor = 1}, TopKMomentum{.factor = -0.1}, TopKMomentum{.clip = -1},
+        TopKMomentum{.clip_norm = TopKClipNorm::kLast}}) {
+    EXPECT_THROW(make_topk_codec({.density = 0.1, .momentum = bad}), InvalidArgument);
+  }
+}
+
+// Entries are sent when the velocity has built them up: plain momentum SGD, only later.
+TEST(TopK, MomentumSendsWhatMomentumSgdWould) {
+  constexpr std::size_t kElements = 64;
+  constexpr double kFactor = 0.9;
+  const auto codec = make_topk_codec({.k = 64, .momentum = TopKMomentum{.factor = kFactor}});
+  Memory memory = memory_for(*codec, kElements);
+  // All are sent every step, so that factor masking clears every velocity: gradients arrive whole.
+  for (std::uint64_t step = 0; step < 3; ++step) {
+    Floats grad = normals(kElements, step);
+    EXPECT_TRUE(
+        same_bits(decode(*codec, encode(*codec, grad, &memory, step).body, kElements), grad));
+    memory.commit();
+  }
+  // Nothing of the first element is sent for two steps: u = g, m g + g; v = g + (m g + g).
+  const auto one = make_topk_codec({.k = 1, .momentum = TopKMomentum{.factor = kFactor}});
+  Memory two = memory_for(*one, 2);
+  for (const float other : {10.0F, 10.0F}) {
+    Floats grad = {1.0F, other};
+    encode(*one, grad, &two);
+    two.commit();
+  }
+  EXPECT_FLOAT_EQ(two.velocity()[0], 1.9F);
+  EXPECT_FLOAT_EQ(two.current()[0], 2.9F);
+  EXPECT_EQ(two.velocity()[1], 0.0F);
+  EXPECT_EQ(two.current()[1], 0.0F);
+}
+
+TEST(TopK, GradientsAreClippedToTheRanksShareOfTheNorm) {
+  TopKOptions options{.density = 1, .momentum = TopKMomentum{.factor = 0, .clip = 3}};
+  const auto codec = make_topk_codec(options);
+  Memory memory = memory_for(*codec, 1000);
+  Floats grad = normals(1000, 4);
+  Scratch scratch(codec->workspace_bytes(1000));
+  std::vector<std::byte> out(codec->slot_bytes(1000));
+  codec->encode({.workspace = scratch.span(), .world_size = 9}, view(grad), &memory, out);
+  EXPECT_NEAR(std::sqrt(squares(decode(*codec, out, 1000))), 1.0, 1e-6);
+}
+
+// The weights of ResNet-50 (He et al. 2016): 53 convolutions and one matrix.
+std::vector<std::int64_t> resnet50_weights() {
+  std::vector<std::int64_t> sizes = {64 * 3 * 7 * 7};
+  std::int64_t in = 64;
+  const std::int64_t widths[] = {64, 128, 256, 512};
+  const int blocks[] = {3, 4, 6, 3};
+  for (std::size_t stage = 0; stage < 4; ++stage) {
+    const std::int64_t width = widths[stage];
+    for (int block = 0; block < blocks[stage]; ++block) {
+      sizes.insert(sizes.end(), {in * width, width * width * 9, width * 4 * width});
+      if (block == 0) sizes.push_back(in * 4 * width);
+      in = 4 * width;
+    }
+  }
+  sizes.push_back(1000 * in);
+  return sizes;
+}
+
+TEST(TopK, PayloadsOfResNet50AreAsSmallAsPromised) {
+  const std::vector<std::int64_t> sizes = resnet50_weights();
+  ASSERT_EQ(sizes.size(), 54U);
+  ASSERT_EQ(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}), 25'502'912);
+  const auto codec = make_topk_codec({.density = 0.001, .values = TopKValues::kQ8});
+  std::size_t bodies = 0;
+  std::size_t slots = 0;
+  Floats values = normals(1 << 22, 1);
+  for (const std::int64_t n : sizes) {
+    bodies += encode(*codec, view(values).slice(0, n), nullptr).body.size();
+    slots += codec->slot_bytes(n);
+  }
+  constexpr std::size_t kMost = 66'000;
+  EXPECT_LE(bodies + 54 * kPayloadHeaderBytes, kMost) << "each tensor in a message of its own";
+  EXPECT_LE(slots + 54 * kPayloadHeaderBytes, kMost) << "as planned";
+}
+
 TEST(TopK, EveryChunkSendsItsOwnLargest) {
   constexpr std::size_t kElements = 1000;
   Floats grad = normals(kElements, 6);
@@ -567,6 +854,14 @@ TEST(TopK, NamesAreTheSpecs) {
                 {.density = 0.01, .values = TopKValues::kBF16, .select = TopKSelect::kSampled})
                 ->name(),
             "topk:0.01,values=bf16,select=sampled");
+  EXPECT_EQ(make_topk_codec({.density = 0.01,
+                             .select = TopKSelect::kCarried,
+                             .momentum = TopKMomentum{.factor = 0.5,
+                                                      .nesterov = true,
+                                                      .clip = 0.25,
+                                                      .clip_norm = TopKClipNorm::kLast}})
+                ->name(),
+            "topk:0.01,select=carried,momentum=0.5,nesterov,clip=0.25,clip_norm=last");
 }
 
 }  // namespace
