@@ -73,7 +73,7 @@ std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
     entry.dtype = layer.dtype;
     entry.key_hash = context.key_hashes[indices[i]];
     if (compressed_at(codec, step)) {
-      entry.payload = codec.payload.get();
+      entry.payload = codec.payload_at(step);
       entry.linear = codec.linear.get();
     }
   }

@@ -54,8 +54,9 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
 
-  // Number of transfers from start() to the result, the same on all ranks: 1 for sparse, 1 for
-  // dense (2 where fp64 and other layers are mixed), 2 for requantising, rounds() for linear.
+  // Number of transfers from the last start() to the result, the same on all ranks: 1 for sparse, 1
+  // for dense (2 where fp64 and other layers are mixed), 2 for requantising, rounds(step) for
+  // linear.
   virtual int transfers() const = 0;
 
   // Encodes and starts the first transfer. grads[i] belongs to layer i; `weight` multiplies each

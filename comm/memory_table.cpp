@@ -1,5 +1,7 @@
 #include "comm/memory_table.h"
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <utility>
 
@@ -8,8 +10,8 @@
 namespace thinwire {
 namespace {
 
-constexpr std::string_view kWorkerPrefix = "worker/";
-constexpr std::string_view kOwnerPrefix = "owner/";
+constexpr std::array<std::string_view, 2> kRoles = {"worker", "owner"};          // by MemoryRole
+constexpr std::array<std::string_view, 3> kParts = {"", ".velocity", ".state"};  // by Part
 
 bool remembers(const Codec& codec) {
   if (!codec.options.error_feedback) {
@@ -40,10 +42,12 @@ MemoryTable::MemoryTable(const std::vector<Layer>& layers, const Plan& plan) : l
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Codec& codec = plan.choices[i].codec;
     index_.emplace(layers[i].name, i);
-    info_.push_back(
-        {.elements = layers[i].elements(),
-         .remembers = remembers(codec),
-         .options = {.transactional = codec.options.transactional, .decay = codec.options.decay}});
+    info_.push_back({.elements = layers[i].elements(),
+                     .remembers = remembers(codec),
+                     .options = {.transactional = codec.options.transactional,
+                                 .storage = codec.options.storage,
+                                 .decay = codec.options.decay},
+                     .codec = &codec});
   }
 }
 
@@ -62,9 +66,22 @@ Memory* MemoryTable::memory(std::string_view name, std::int64_t begin, std::int6
 Memory& MemoryTable::at(const Slot& slot) {
   std::unique_ptr<Memory>& memory = memories_[slot];
   if (!memory) {
-    memory = std::make_unique<Memory>(slot.end - slot.begin, info_[slot.layer].options);
+    MemoryOptions options = info_[slot.layer].options;
+    options.needs = needs(slot);
+    memory = std::make_unique<Memory>(slot.end - slot.begin, options);
   }
   return *memory;
+}
+
+MemoryNeeds MemoryTable::needs(const Slot& slot) const {
+  const Codec& codec = *info_[slot.layer].codec;
+  return codec.payload ? codec.payload->memory_needs(slot.end - slot.begin)
+                       : codec.linear->memory_needs(layers_[slot.layer].shape);
+}
+
+std::int64_t MemoryTable::elements(const Slot& slot, Part part) const {
+  if (part == Part::kState) return needs(slot).state;
+  return part == Part::kVelocity && !needs(slot).velocity ? 0 : slot.end - slot.begin;
 }
 
 void MemoryTable::commit() {
@@ -97,23 +114,25 @@ void MemoryTable::scale(float factor) {
   }
 }
 
-std::string MemoryTable::key_text(const Slot& slot) const {
-  return std::string(slot.role == MemoryRole::kWorker ? kWorkerPrefix : kOwnerPrefix) +
-         layers_[slot.layer].name + "/" + std::to_string(slot.begin) + ":" +
-         std::to_string(slot.end);
+std::string MemoryTable::key_text(const Slot& slot, Part part) const {
+  return std::string(kRoles[static_cast<std::size_t>(slot.role)]) +
+         std::string(kParts[static_cast<std::size_t>(part)]) + "/" + layers_[slot.layer].name +
+         "/" + std::to_string(slot.begin) + ":" + std::to_string(slot.end);
 }
 
-MemoryTable::Slot MemoryTable::parse_key(const std::string& key) const {
-  std::string_view rest = key;
-  Slot slot;
-  if (rest.starts_with(kWorkerPrefix)) {
-    rest.remove_prefix(kWorkerPrefix.size());
-  } else if (rest.starts_with(kOwnerPrefix)) {
-    slot.role = MemoryRole::kOwner;
-    rest.remove_prefix(kOwnerPrefix.size());
-  } else {
+std::pair<MemoryTable::Slot, MemoryTable::Part> MemoryTable::parse_key(
+    const std::string& key) const {
+  const std::string_view text = key;
+  const std::string_view head = text.substr(0, text.find('/'));
+  const std::size_t dot = std::min(head.find('.'), head.size());
+  const auto* role = std::find(kRoles.begin(), kRoles.end(), head.substr(0, dot));
+  const auto* part = std::find(kParts.begin(), kParts.end(), head.substr(dot));
+  if (role == kRoles.end() || part == kParts.end()) {
     refuse("entry '" + key + "' has no known role; expected worker/... or owner/...");
   }
+  Slot slot;
+  slot.role = static_cast<MemoryRole>(role - kRoles.begin());
+  const std::string_view rest = text.substr(std::min(head.size() + 1, text.size()));
   const std::size_t slash = rest.rfind('/');
   const std::size_t colon = rest.rfind(':');
   if (slash == std::string_view::npos || colon == std::string_view::npos || colon < slash) {
@@ -134,37 +153,53 @@ MemoryTable::Slot MemoryTable::parse_key(const std::string& key) const {
   if (!info.remembers) {
     refuse("entry '" + key + "' belongs to a layer that keeps no residual under this policy");
   }
-  return slot;
+  return {slot, static_cast<Part>(part - kParts.begin())};
 }
 
 std::vector<StateEntry> MemoryTable::save() const {
   std::vector<StateEntry> entries;
+  const auto add = [&](const Slot& slot, Part part, std::span<const float> values) {
+    entries.push_back({key_text(slot, part), {values.begin(), values.end()}});
+  };
   for (const auto& [slot, memory] : memories_) {
-    const std::span<const float> residual = memory->current();
-    entries.push_back({key_text(slot), {residual.begin(), residual.end()}});
+    std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+    memory->read(residual);
+    add(slot, Part::kResidual, residual);
+    if (!memory->velocity().empty()) add(slot, Part::kVelocity, memory->velocity());
+    if (!memory->state().empty()) add(slot, Part::kState, memory->state());
   }
   return entries;
 }
 
 void MemoryTable::restore(const std::vector<StateEntry>& entries) {
-  std::map<Slot, const StateEntry*> wanted;
+  std::map<std::pair<Slot, Part>, const StateEntry*> wanted;
   for (const StateEntry& entry : entries) {
-    const Slot slot = parse_key(entry.key);
-    if (static_cast<std::int64_t>(entry.residual.size()) != slot.end - slot.begin) {
-      refuse("entry '" + entry.key + "' has " + std::to_string(entry.residual.size()) +
-             " values, its range " + std::to_string(slot.end - slot.begin));
+    const auto [slot, part] = parse_key(entry.key);
+    const std::int64_t expected = elements(slot, part);
+    if (static_cast<std::int64_t>(entry.values.size()) != expected) {
+      refuse("entry '" + entry.key + "' has " + std::to_string(entry.values.size()) +
+             " values, expected " + std::to_string(expected));
     }
-    if (!wanted.emplace(slot, &entry).second) {
+    if (!wanted.emplace(std::pair(slot, part), &entry).second) {
       refuse("entry '" + entry.key + "' stands there twice");
     }
   }
   for (auto& [slot, memory] : memories_) {
-    if (!wanted.contains(slot)) {
-      memory->clear();
-    }
+    memory->clear();
   }
-  for (const auto& [slot, entry] : wanted) {
-    at(slot).restore(entry->residual);
+  for (const auto& [place, entry] : wanted) {
+    Memory& memory = at(place.first);
+    switch (place.second) {
+      case Part::kResidual:
+        memory.restore(entry->values);
+        break;
+      case Part::kVelocity:
+        memory.restore_velocity(entry->values);
+        break;
+      case Part::kState:
+        memory.restore_state(entry->values);
+        break;
+    }
   }
 }
 

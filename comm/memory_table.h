@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "comm/exchange.h"
@@ -37,7 +38,7 @@ class MemoryTable final : public MemoryStore {
   // Bytes held now, all generations.
   std::size_t bytes() const;
 
-  // One entry a memory, in the order of their keys.
+  // One entry a part of a memory, in the order of their keys.
   std::vector<StateEntry> save() const;
   // Replaces everything; memories without an entry are cleared. InvalidArgument, with nothing
   // changed, when an entry names no layer, range or role of this table.
@@ -51,14 +52,18 @@ class MemoryTable final : public MemoryStore {
     std::int64_t end = 0;
     auto operator<=>(const Slot&) const = default;
   };
+  enum class Part : std::uint8_t { kResidual, kVelocity, kState };
   struct LayerInfo {
     std::int64_t elements = 0;
     bool remembers = false;
     MemoryOptions options;
+    const Codec* codec = nullptr;
   };
 
-  std::string key_text(const Slot& slot) const;
-  Slot parse_key(const std::string& key) const;
+  MemoryNeeds needs(const Slot& slot) const;
+  std::int64_t elements(const Slot& slot, Part part) const;
+  std::string key_text(const Slot& slot, Part part) const;
+  std::pair<Slot, Part> parse_key(const std::string& key) const;
   Memory& at(const Slot& slot);
 
   const std::vector<Layer>& layers_;

@@ -206,6 +206,9 @@ Policy::Choice Policy::choose(const Layer& layer) const {
   if (!codec->is_none() && elements == 0) {
     dense_reason = "dense: 0 elements";
   }
+  if (dense_reason.empty() && codec->linear && !codec->linear->gains(layer.shape)) {
+    dense_reason = "dense: too small for " + codec->linear->name();
+  }
   if (!dense_reason.empty() && !codec->is_none()) {
     return {dense_like(*codec), dense_reason, decided};
   }

@@ -11,7 +11,8 @@
 //   policy = "q8"
 //
 // Layers with at most one dimension (biases, norms) and layers under min_elements go dense unless a
-// rule with a `name` names them.
+// rule with a `name` names them; so do, in any case, those that a linear codec would not make
+// smaller (LinearCodec::gains).
 #pragma once
 
 #include <cstdint>
@@ -50,7 +51,7 @@ class Policy {
   static Policy parse(std::string_view text);
 
   // The codec of a layer and the reason in words ("default", "rule 2: *.embedding.*",
-  // "dense: 1 dimension", "dense: 10 < 1024 elements").
+  // "dense: 1 dimension", "dense: 10 < 1024 elements", "dense: too small for powersgd:4").
   struct Choice {
     Codec codec;
     std::string reason;

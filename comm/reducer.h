@@ -81,10 +81,11 @@ struct ReducerStats {
   std::vector<LayerStats> layers;
 };
 
-// A residual or counter of the state: bytes under a key. Restored bit for bit.
+// A part of a memory, under its key. Restored bit for bit.
 struct StateEntry {
-  std::string key;  // "worker/NAME/BEGIN:END", "owner/NAME/BEGIN:END"
-  std::vector<float> residual;
+  std::string
+      key;  // ROLE/NAME/BEGIN:END; ROLE: worker, owner, or worker.velocity, worker.state, ...
+  std::vector<float> values;
 };
 struct ReducerState {
   int version = 1;

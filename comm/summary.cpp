@@ -42,6 +42,17 @@ std::size_t generations(const Codec& codec) {
   return codec.options.transactional ? 2 : 1;
 }
 
+// What the layer's memory keeps beside the residual, a generation.
+std::size_t kept_bytes(const Layer& layer, const Codec& codec) {
+  if (codec.is_none()) {
+    return 0;
+  }
+  const MemoryNeeds needs = codec.payload ? codec.payload->memory_needs(layer.elements())
+                                          : codec.linear->memory_needs(layer.shape);
+  return sizeof(float) *
+         static_cast<std::size_t>(needs.state + (needs.velocity ? layer.elements() : 0));
+}
+
 }  // namespace
 
 std::size_t message_bytes(const Layer& layer, const Codec& codec) {
@@ -53,12 +64,14 @@ std::size_t message_bytes(const Layer& layer, const Codec& codec) {
   if (!codec.linear) {
     return dense;
   }
-  std::size_t bytes = 0;
-  for (int round = 0; round < codec.linear->rounds(); ++round) {
-    bytes +=
-        static_cast<std::size_t>(codec.linear->round_elements(layer.shape, round)) * sizeof(float);
+  const auto period = static_cast<std::uint64_t>(codec.linear->period());
+  std::int64_t elements = 0;
+  for (std::uint64_t step = 0; step < period; ++step) {
+    for (int round = 0; round < codec.linear->rounds(step); ++round) {
+      elements += codec.linear->round_elements(layer.shape, round, step);
+    }
   }
-  return bytes;
+  return static_cast<std::size_t>(elements) * sizeof(float) / period;
 }
 
 MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& plan, int world_size) {
@@ -71,7 +84,7 @@ MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& pla
     const Codec& codec = plan.choices[i].codec;
     const auto fp32_bytes = static_cast<std::size_t>(layers[i].elements()) * sizeof(float);
     const std::size_t message = message_bytes(layers[i], codec);
-    forecast.residual_bytes += generations(codec) * fp32_bytes;
+    forecast.residual_bytes += generations(codec) * (fp32_bytes + kept_bytes(layers[i], codec));
     if (!codec.payload) {
       forecast.buffer_bytes += message;  // reduced in place
     } else if (codec.payload->traits().sparse) {

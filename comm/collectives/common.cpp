@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "compressors/core/random.h"
+
 namespace thinwire::collectives {
 
 AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
@@ -41,6 +43,16 @@ void give_memory(const Gradient& gradient, std::int64_t begin, std::int64_t end,
   }
   auto* data = static_cast<float*>(gradient.source.slice(begin, end).data);
   memory->adopt({gradient.owner, data});
+}
+
+EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
+                    std::span<std::byte> scratch, std::span<std::byte> slot) {
+  if (memory == nullptr) return codec.encode(ctx, grad, nullptr, slot);
+  constexpr std::uint64_t kDither = 0x52455349445541;  // apart from the codec's own stream
+  memory->unpack(scratch);
+  const EncodeResult result = codec.encode(ctx, grad, memory, slot);
+  memory->pack(random_stream(ctx.key_hash ^ kDither, ctx.step, ctx.sender));
+  return result;
 }
 
 void zero_slack(std::span<std::byte> slot, std::size_t used) {

@@ -25,23 +25,19 @@ class LinearExchange final : public Exchange {
                             comm_.name() + " does not promise identical bits on all ranks");
     }
     std::size_t state_bytes = 0;
+    std::size_t longest = layers_.size();  // the marks of round 0
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const ExchangeLayer& layer = layers_[i];
       if (layer.linear == nullptr) {
         refuse_layer(comm_.rank(), layer, "a linear codec expected\nhint: send it dense");
       }
-      rounds_ = std::max(rounds_, layer.linear->rounds());
+      longest += static_cast<std::size_t>(longest_round(layer));
       states_[i].memory = memories.memory(layer.name, 0, layer.elements, MemoryRole::kWorker);
       states_[i].offset = state_bytes;
       states_[i].bytes = layer.linear->round_state_bytes(layer.shape);
       state_bytes += round_up(states_[i].bytes, 64);
     }
-    std::int64_t longest = 0;
-    for (int round = 0; round < rounds_; ++round) {
-      round_elements_.push_back(elements_of(round));
-      longest = std::max(longest, round_elements_.back());
-    }
-    flat_ = AlignedBuffer(static_cast<std::size_t>(longest) * sizeof(float));
+    flat_ = AlignedBuffer(longest * sizeof(float));
     round_state_ = AlignedBuffer(state_bytes);
     grads_.reserve(layers_.size());
   }
@@ -52,6 +48,10 @@ class LinearExchange final : public Exchange {
                                   std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     step_ = step;
+    rounds_ = 1;
+    for (const ExchangeLayer& layer : layers_) {
+      rounds_ = std::max(rounds_, layer.linear->rounds(step));
+    }
     weight_ = weight;
     round_ = 0;
     grads_.clear();
@@ -61,7 +61,7 @@ class LinearExchange final : public Exchange {
       }
       grads_.push_back(grad.mean);
     }
-    const std::span<float> marks = flat(0).last(layers_.size());
+    const std::span<float> marks = flat().last(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       flags_[i] = has_nonfinite(grads_[i]) ? 1 : 0;
       marks[i] = flags_[i];
@@ -101,20 +101,31 @@ class LinearExchange final : public Exchange {
     std::size_t bytes = 0;
   };
 
-  static std::int64_t layer_elements(const ExchangeLayer& layer, int round) {
-    return round < layer.linear->rounds() ? layer.linear->round_elements(layer.shape, round) : 0;
+  std::int64_t layer_elements(const ExchangeLayer& layer) const {
+    return round_ < layer.linear->rounds(step_)
+               ? layer.linear->round_elements(layer.shape, round_, step_)
+               : 0;
   }
 
-  std::int64_t elements_of(int round) const {
-    std::int64_t n = round == 0 ? static_cast<std::int64_t>(layers_.size()) : 0;
-    for (const ExchangeLayer& layer : layers_) {
-      n += layer_elements(layer, round);
+  // Over all rounds of all steps.
+  static std::int64_t longest_round(const ExchangeLayer& layer) {
+    const LinearCodec& codec = *layer.linear;
+    std::int64_t longest = 0;
+    for (std::uint64_t step = 0; step < static_cast<std::uint64_t>(codec.period()); ++step) {
+      for (int round = 0; round < codec.rounds(step); ++round) {
+        longest = std::max(longest, codec.round_elements(layer.shape, round, step));
+      }
     }
-    return n;
+    return longest;
   }
 
-  std::span<float> flat(int round) const {
-    return flat_.floats(static_cast<std::size_t>(round_elements_[static_cast<std::size_t>(round)]));
+  // This round's part of the buffer.
+  std::span<float> flat() const {
+    std::int64_t n = round_ == 0 ? static_cast<std::int64_t>(layers_.size()) : 0;
+    for (const ExchangeLayer& layer : layers_) {
+      n += layer_elements(layer);
+    }
+    return flat_.floats(static_cast<std::size_t>(n));
   }
 
   // Calls work(layer index, tensor, its part of the flat buffer) for the layers that take part in
@@ -123,10 +134,10 @@ class LinearExchange final : public Exchange {
   void each_layer(Work&& work) {
     std::size_t at = 0;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const auto n = static_cast<std::size_t>(layer_elements(layers_[i], round_));
+      const auto n = static_cast<std::size_t>(layer_elements(layers_[i]));
       const std::span<float> values = flat_.floats(at + n).last(n);
       at += n;
-      if (round_ >= layers_[i].linear->rounds()) {
+      if (round_ >= layers_[i].linear->rounds(step_)) {
         continue;
       }
       if (flags_[i] != 0) {
@@ -144,11 +155,11 @@ class LinearExchange final : public Exchange {
     each_layer([&](std::size_t i, const LinearCodec::Tensor& tensor, std::span<float> values) {
       layers_[i].linear->project(context(i), round_, tensor, values);
     });
-    return comm_.allreduce_sum(view(flat(round_)));
+    return comm_.allreduce_sum(view(flat()));
   }
 
   void absorb() {
-    const std::span<float> sums = flat(round_);
+    const std::span<float> sums = flat();
     if (round_ == 0) {
       const std::span<const float> marks = sums.last(layers_.size());
       for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -191,9 +202,8 @@ class LinearExchange final : public Exchange {
   std::vector<State> states_;
   std::vector<TensorView> grads_;
   std::vector<std::uint8_t> flags_;
-  std::vector<std::int64_t> round_elements_;  // of the flat buffer, marks included
   int rounds_ = 1;
-  AlignedBuffer flat_;  // the longest round
+  AlignedBuffer flat_;  // every layer's longest round, and the marks
   AlignedBuffer round_state_;
   int round_ = 0;
   std::uint64_t step_ = 0;

@@ -72,6 +72,11 @@ class RequantisingExchange final : public Exchange {
     incoming_ = AlignedBuffer(message_bytes_ * ranks_);
     reencoded_ = AlignedBuffer(message_bytes_);
     workspace_ = AlignedBuffer(workspace);
+    std::size_t residual = 0;
+    for (const Range& range : ranges_) {
+      residual = std::max({residual, scratch_bytes(range.worker), scratch_bytes(range.own)});
+    }
+    residual_ = AlignedBuffer(residual);
     scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
     grads_.reserve(layers_.size());
   }
@@ -124,7 +129,7 @@ class RequantisingExchange final : public Exchange {
 
   std::size_t buffer_bytes() const override {
     return outgoing_.size() + incoming_.size() + reencoded_.size() + workspace_.size() +
-           scratch_.size();
+           residual_.size() + scratch_.size();
   }
 
  private:
@@ -186,8 +191,9 @@ class RequantisingExchange final : public Exchange {
       const Context ctx =
           codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
       give_memory(grads_[i], range.begin, range.end, range.worker);
-      const EncodeResult result = layers_[i].payload->encode(
-          ctx, grads_[i].source.slice(range.begin, range.end), range.worker, slot);
+      const EncodeResult result =
+          encode(*layers_[i].payload, ctx, grads_[i].source.slice(range.begin, range.end),
+                 range.worker, residual_.bytes(), slot);
       zero_slack(slot, result.bytes);
       if (result.nonfinite) {
         header.flags |= kFlagNonFinite;
@@ -212,7 +218,8 @@ class RequantisingExchange final : public Exchange {
     const std::span<float> sum = scratch_.floats(static_cast<std::size_t>(own.elements()));
     const Context ctx = codec_context(layer, own.hash, step_, kEveryone, workspace_.bytes());
     layer.payload->sum(ctx, bodies_, weight_, sum);
-    const EncodeResult result = layer.payload->encode(ctx, view(sum), own.own, slot);
+    const EncodeResult result =
+        encode(*layer.payload, ctx, view(sum), own.own, residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
     return result.nonfinite;
   }
@@ -254,7 +261,8 @@ class RequantisingExchange final : public Exchange {
   AlignedBuffer incoming_;   // P messages, by sender, then by owner
   AlignedBuffer reencoded_;  // this owner's message to all
   AlignedBuffer workspace_;
-  AlignedBuffer scratch_;  // fp32 sum of the longest range
+  AlignedBuffer residual_;  // unpacked, where memories keep it in fewer bytes
+  AlignedBuffer scratch_;   // fp32 sum of the longest range
   std::uint64_t step_ = 0;
   float weight_ = 1;
 };

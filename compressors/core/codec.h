@@ -51,6 +51,9 @@ class PayloadCodec {
   virtual std::size_t slot_bytes(std::int64_t n) const = 0;
   // Scratch that encode, decode or accumulate of n elements may need, in bytes.
   virtual std::size_t workspace_bytes(std::int64_t n) const = 0;
+  // What encode of n elements keeps beside the residual. A Memory without it is as one never
+  // written.
+  virtual MemoryNeeds memory_needs(std::int64_t /*n*/) const { return {}; }
 
   // Encodes v = grad + decay * residual into `out` (at least slot_bytes(n) long) and writes the new
   // residual v - decode(body) to memory.next(), fused. `memory` may be null: v = grad, and the
@@ -90,11 +93,21 @@ class LinearCodec {
   virtual std::string name() const = 0;
   virtual Traits traits() const = 0;
 
-  virtual int rounds() const = 0;
-  // fp32 elements that round `round` in [0, rounds()) puts on the wire for a tensor of `shape`.
-  virtual std::int64_t round_elements(std::span<const std::int64_t> shape, int round) const = 0;
+  // False where the rounds would carry as much as the tensor, or nearly: it is better sent dense.
+  virtual bool gains(std::span<const std::int64_t> /*shape*/) const { return true; }
+
+  // What goes on the wire depends on the step by its remainder modulo this.
+  virtual std::int64_t period() const { return 1; }
+  virtual int rounds(std::uint64_t step) const = 0;
+  // fp32 elements that round `round` in [0, rounds(step)) of a step puts on the wire for a tensor
+  // of `shape`.
+  virtual std::int64_t round_elements(std::span<const std::int64_t> shape, int round,
+                                      std::uint64_t step) const = 0;
   // Bytes of per-tensor state the caller keeps from project(0) to absorb(last), aligned to 64.
   virtual std::size_t round_state_bytes(std::span<const std::int64_t> shape) const = 0;
+  // What a tensor of `shape` keeps from step to step beside the residual; the same on all ranks. A
+  // Memory without it is as one never written.
+  virtual MemoryNeeds memory_needs(std::span<const std::int64_t> /*shape*/) const { return {}; }
 
   struct Tensor {
     TensorView grad;                      // after the last absorb: the mean's reconstruction

@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "compressors/core/convert.h"
+#include "compressors/dct/dct_angles.h"
 #include "compressors/dct/dct_kernels.h"
 
 namespace thinwire {
@@ -15,27 +16,14 @@ struct Table {
   std::array<float, kPairs> sin{};
 };
 
-// Taylor series in Horner's form for x in (0, pi/4): what is left out is below 2^-54.
-constexpr double cosine(double x) {
-  double sum = 0;
-  for (int k = 18; k > 0; k -= 2) sum = (1 - sum) * (x * x) / (k * (k - 1));
-  return 1 - sum;
-}
-constexpr double sine(double x) {
-  double sum = 0;
-  for (int k = 17; k > 1; k -= 2) sum = (1 - sum) * (x * x) / (k * (k - 1));
-  return x * (1 - sum);
-}
-
-// Made by the compiler: a C library's cosines may differ in the last place.
 constexpr Table make_table() {
   Table table;
   std::size_t at = 0;
   for (int n = 2; n <= kMaxDctTile / 2; n *= 2) {
     for (int j = 0; j < n / 2; ++j) {
       const double angle = (2 * j + 1) * std::numbers::pi / (4 * n);
-      table.cos[at] = static_cast<float>(cosine(angle));
-      table.sin[at] = static_cast<float>(sine(angle));
+      table.cos[at] = static_cast<float>(dct_cosine(angle));
+      table.sin[at] = static_cast<float>(dct_sine(angle));
       ++at;
     }
   }

@@ -24,8 +24,9 @@ class RandmaskCodec final : public LinearCodec {
 
   std::string name() const override { return "randmask:" + number_text(density_); }
   Traits traits() const override { return {.granularity = 0}; }
-  int rounds() const override { return 1; }
-  std::int64_t round_elements(std::span<const std::int64_t> shape, int) const override {
+  int rounds(std::uint64_t) const override { return 1; }
+  std::int64_t round_elements(std::span<const std::int64_t> shape, int,
+                              std::uint64_t) const override {
     return randmask_count(density_, product(shape));
   }
   std::size_t round_state_bytes(std::span<const std::int64_t>) const override { return 0; }

@@ -7,6 +7,9 @@
 // --layer (default 4,194,304) elements from a set larger than the caches, as a training step meets
 // them. sum: four bodies into one tensor; decode: one into a tensor of the gradient's dtype.
 // Medians, [least, most] over the rounds.
+//
+// A linear codec's rows are matrices, from such a set too; "encode" is all that one rank computes
+// in a step: projections and absorbs, of the wire's mean its own projection.
 
 #include <sys/mman.h>
 
@@ -39,6 +42,7 @@ constexpr float kWeight = 0.25F;
 constexpr std::size_t kSenders = 4;
 // Sets of layers that are cycled through hold at least this much in all: more than any cache.
 constexpr std::size_t kColdBytes = std::size_t{512} << 20;
+constexpr std::array<std::array<std::int64_t, 2>, 2> kMatrices = {{{4096, 4096}, {4096, 1024}}};
 
 struct Arguments {
   std::int64_t elements = 250'000'000;
@@ -141,6 +145,30 @@ struct Layer {
   }
 };
 
+// One matrix with all that a linear codec's step and the probe beside it touch.
+struct LinearLayer {
+  Buffer grad_bytes;
+  TensorView grad;
+  Buffer probed;
+  Memory memory;
+
+  LinearLayer(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
+              std::uint64_t seed)
+      : grad_bytes(static_cast<std::size_t>(shape[0] * shape[1]) * size_bytes(dtype)),
+        grad{grad_bytes.bytes().data(), shape[0] * shape[1], dtype},
+        probed(static_cast<std::size_t>(shape[0] * shape[1]) * sizeof(float)),
+        memory(shape[0] * shape[1],
+               {.decay = codec.options.decay, .needs = codec.linear->memory_needs(shape)}) {
+    fill_noise(probed.floats(), seed);
+    visit(grad, [&](auto* values) {
+      using T = std::remove_pointer_t<decltype(values)>;
+      std::transform(probed.floats().begin(), probed.floats().end(), values, from_float<T>);
+    });
+    fill_noise(probed.floats(), seed + 1);
+    memory.restore(probed.floats());
+  }
+};
+
 struct Row {
   std::string spec;
   std::int64_t elements = 0;
@@ -238,6 +266,65 @@ Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers,
   return row;
 }
 
+// Floats that one step put on the wire.
+std::int64_t run_linear_step(const LinearCodec& codec, std::span<const std::int64_t> shape,
+                             std::uint64_t step, LinearLayer& layer, Buffer& state, Buffer& wire) {
+  const Context ctx{.step = step};
+  const LinearCodec::Tensor tensor{
+      .grad = layer.grad, .shape = shape, .memory = &layer.memory, .round_state = state.bytes()};
+  std::int64_t floats = 0;
+  for (int round = 0; round < codec.rounds(step); ++round) {
+    const std::int64_t n = codec.round_elements(shape, round, step);
+    const auto values = wire.floats().first(static_cast<std::size_t>(n));
+    codec.project(ctx, round, tensor, values);
+    codec.absorb(ctx, round, values, tensor);
+    floats += n;
+  }
+  return floats;
+}
+
+Row measure_linear(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
+                   int rounds) {
+  const std::int64_t n = shape[0] * shape[1];
+  std::vector<LinearLayer> set;
+  const std::size_t layers =
+      std::min<std::size_t>(kColdBytes / (static_cast<std::size_t>(n) * size_bytes(dtype)) + 1, 64);
+  set.reserve(layers);
+  for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, shape, dtype, 2 * i + 1);
+  Buffer state(codec.linear->round_state_bytes(shape));
+  Buffer wire(static_cast<std::size_t>(n) * sizeof(float));
+  Row row{.spec = codec.spec + " " + std::to_string(shape[0]) + "x" + std::to_string(shape[1]),
+          .elements = n,
+          .gradient_bytes = set.back().grad.bytes(),
+          .kept = static_cast<double>(n)};
+  std::vector<double> probes;
+  std::vector<double> steps;
+  std::vector<double> shares;
+  for (int round = -1; round < rounds; ++round) {
+    double step_s = 0;
+    double probe_s = 0;
+    for (LinearLayer& layer : set) {
+      step_s += seconds([&] {
+        row.bytes = sizeof(float) * static_cast<std::size_t>(run_linear_step(
+                                        *codec.linear, shape, static_cast<std::uint64_t>(round + 1),
+                                        layer, state, wire));
+      });
+      layer.memory.commit();
+    }
+    for (LinearLayer& layer : set) {
+      probe_s += seconds([&] { probe(layer.grad_bytes.floats(), layer.probed.floats()); });
+    }
+    if (round < 0) continue;
+    probes.push_back(probe_s / static_cast<double>(layers));
+    steps.push_back(step_s / static_cast<double>(layers));
+    shares.push_back(probe_s / step_s);
+  }
+  row.probe_s = spread(probes);
+  row.encode_s = spread(steps);
+  row.share = spread(shares);
+  return row;
+}
+
 double gigabytes_per_s(const Row& row, double s) {
   return static_cast<double>(row.gradient_bytes) / 1e9 / s;
 }
@@ -245,6 +332,15 @@ double gigabytes_per_s(const Row& row, double s) {
 double bits_per_kept(const Row& row) { return static_cast<double>(row.bytes) * 8 / row.kept; }
 
 void print(const Row& row) {
+  if (row.sum_s.median == 0) {  // of a linear codec
+    std::printf("%-24s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8s %8s %8s  %11zu %7.2f\n",
+                row.spec.c_str(), static_cast<long long>(row.elements),
+                gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
+                row.share.median, row.share.least, row.share.most, "-", "-", "-", row.bytes,
+                bits_per_kept(row));
+    std::fflush(stdout);
+    return;
+  }
   std::printf("%-24s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f %8.2f  %11zu %7.2f\n",
               row.spec.c_str(), static_cast<long long>(row.elements),
               gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
@@ -333,7 +429,11 @@ Arguments parse(std::span<char*> words) {
                        "bf16",
                        "fedzip:0.01",
                        "lossless",
-                       "dct:32"};
+                       "dct:32",
+                       "powersgd:4",
+                       "powersgd:4,rounds=1",
+                       "galore:4",
+                       "dctcols:32"};
   }
   return arguments;
 }
@@ -345,9 +445,7 @@ void run(std::span<char*> words) {
   std::vector<Codec> codecs;
   for (const std::string& spec : arguments.specs) {
     codecs.push_back(make_codec(spec));
-    if (!codecs.back().payload) {
-      throw InvalidArgument(spec + ": expected a codec that makes payloads");
-    }
+    if (codecs.back().is_none()) throw InvalidArgument(spec + ": expected a codec");
   }
   std::printf("# machine: %s, one core\n# compiler: %s\n# SIMD target: %s\n# command: %s\n",
               machine().c_str(), TW_COMPILER, simd_target().c_str(), command.c_str());
@@ -361,14 +459,23 @@ void run(std::span<char*> words) {
   if (!arguments.json.empty()) lines.open(arguments.json);
   const std::size_t layers =
       kColdBytes / (static_cast<std::size_t>(arguments.layer) * size_bytes(arguments.dtype)) + 1;
+  const auto report = [&](const Row& row) {
+    print(row);
+    if (lines.is_open()) lines << json(row) << '\n';
+  };
   for (const Codec& codec : codecs) {
+    if (codec.linear) {
+      for (const auto& shape : kMatrices) {
+        report(measure_linear(codec, shape, arguments.dtype, arguments.rounds));
+      }
+      continue;
+    }
     for (const bool layered : {false, true}) {
       const Row row =
           layered ? measure(codec, arguments.layer, arguments.dtype,
                             std::min<std::size_t>(layers, 64), arguments.rounds)
                   : measure(codec, arguments.elements, arguments.dtype, 1, arguments.rounds);
-      print(row);
-      if (lines.is_open()) lines << json(row) << '\n';
+      report(row);
     }
   }
 }

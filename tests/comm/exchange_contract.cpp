@@ -63,12 +63,16 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"q1", Collective::kRequantising},
       {"dct:16", Collective::kRequantising},
       {"randmask:0.1", Collective::kLinear},
+      {"powersgd:2", Collective::kLinear},
+      {"powersgd:3,rounds=1", Collective::kLinear},
+      {"galore:2,refresh=2", Collective::kLinear},
+      {"dctcols:2,refresh=2", Collective::kLinear},
   };
   const Kinds one_each = {
       {"none", Collective::kDense},
       {"topk:0.05,values=q8", Collective::kSparse},
       {"q4", Collective::kRequantising},
-      {"randmask:0.1", Collective::kLinear},
+      {"powersgd:2", Collective::kLinear},
   };
   std::vector<ExchangeCase> cases;
   for (const Ranks& group : ranks) {
@@ -86,7 +90,8 @@ Memory* PlainMemoryStore::memory(std::string_view name, std::int64_t begin, std:
   }
   auto& memory = memories_[{std::string(name), role, begin, end}];
   if (!memory) {
-    memory = std::make_unique<Memory>(end - begin);
+    memory =
+        std::make_unique<Memory>(end - begin, MemoryOptions{.needs = needs_[std::string(name)]});
   }
   return memory.get();
 }
@@ -118,16 +123,35 @@ std::vector<double> PlainMemoryStore::residual(std::string_view name, std::int64
 std::vector<float> PlainMemoryStore::all() const {
   std::vector<float> values;
   for (const auto& [key, memory] : memories_) {
-    values.insert(values.end(), memory->current().begin(), memory->current().end());
+    for (const auto part : {memory->current(), memory->velocity(), memory->state()}) {
+      values.insert(values.end(), part.begin(), part.end());
+    }
   }
   return values;
 }
+
+namespace {
+
+// Each size as a product of two, the first the largest divisor up to its root.
+std::vector<std::array<std::int64_t, 2>> matrices(const std::vector<std::int64_t>& sizes) {
+  std::vector<std::array<std::int64_t, 2>> shapes;
+  for (const std::int64_t n : sizes) {
+    std::int64_t rows = 1;
+    for (std::int64_t k = 2; k * k <= n; ++k) {
+      if (n % k == 0) rows = k;
+    }
+    shapes.push_back({rows, n / rows});
+  }
+  return shapes;
+}
+
+}  // namespace
 
 Model::Model(Communicator& comm, const ExchangeCase& c, const std::vector<std::int64_t>& sizes,
              DType dtype, bool adjacent)
     : comm_(comm),
       codec_(make_codec(c.spec)),
-      shapes_(sizes),
+      shapes_(matrices(sizes)),
       memories_(codec_.options.error_feedback &&
                 ((codec_.payload && !codec_.payload->traits().lossless) || codec_.linear)) {
   // A gap between gradients, unless they are to lie one behind the other as in a bucket.
@@ -144,13 +168,14 @@ Model::Model(Communicator& comm, const ExchangeCase& c, const std::vector<std::i
     at += grads_[i].bytes() + gap;
     ExchangeLayer layer;
     layer.name = names_[i];
-    layer.shape = {&shapes_[i], 1};
+    layer.shape = shapes_[i];
     layer.elements = sizes[i];
     layer.dtype = dtype;
     layer.key_hash = Key{.parameter = names_[i], .begin = 0, .end = sizes[i]}.hash();
     layer.payload = codec_.payload.get();
     layer.linear = codec_.linear.get();
     layers_.push_back(layer);
+    if (codec_.linear) memories_.set_needs(names_[i], codec_.linear->memory_needs(shapes_[i]));
   }
   switch (c.collective) {
     case Collective::kDense:
@@ -465,8 +490,9 @@ TEST_P(ExchangeContract, SumsBeyondTheDtypeAreFlaggedOnAllRanks) {
       model.set(0, i, 60000.0F);
     }
     const std::vector<std::uint8_t> flags = model.reduce(0, 1.0F);
-    // The codec fp16 sends its largest value, and the owner keeps the rest.
-    const bool beyond = comm.size() > 1 && c.spec != "fp16";
+    // The codec fp16 sends its largest value, and the owner keeps the rest. Half a power iteration
+    // from a random basis brings a part of the sum.
+    const bool beyond = comm.size() > 1 && c.spec != "fp16" && c.spec != "powersgd:3,rounds=1";
     EXPECT_EQ(flags, (std::vector<std::uint8_t>{beyond ? std::uint8_t{1} : std::uint8_t{0}, 0}));
     const std::vector<double> values = model.values(0);
     EXPECT_EQ(std::all_of(values.begin(), values.end(), [](double x) { return std::isnan(x); }),

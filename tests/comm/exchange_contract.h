@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -42,17 +43,20 @@ class PlainMemoryStore final : public MemoryStore {
  public:
   explicit PlainMemoryStore(bool enabled) : enabled_(enabled) {}
 
+  // What the memories of a layer keep beside the residual; before their first use.
+  void set_needs(const std::string& name, MemoryNeeds needs) { needs_[name] = needs; }
   Memory* memory(std::string_view name, std::int64_t begin, std::int64_t end,
                  MemoryRole role) override;
   void commit();
   void rollback();
   // Committed residuals of a layer's memories of one role; zeros where there is none.
   std::vector<double> residual(std::string_view name, std::int64_t elements, MemoryRole role) const;
-  // All committed residuals, one after the other.
+  // All that is committed, one memory after the other.
   std::vector<float> all() const;
 
  private:
   bool enabled_;
+  std::map<std::string, MemoryNeeds> needs_;
   std::map<std::tuple<std::string, MemoryRole, std::int64_t, std::int64_t>, std::unique_ptr<Memory>>
       memories_;
 };
@@ -87,7 +91,7 @@ class Model {
   Communicator& comm_;
   Codec codec_;
   std::vector<std::string> names_;
-  std::vector<std::int64_t> shapes_;  // one dimension each
+  std::vector<std::array<std::int64_t, 2>> shapes_;  // as square as may be
   std::vector<ExchangeLayer> layers_;
   std::vector<std::byte> bytes_;
   std::vector<TensorView> grads_;

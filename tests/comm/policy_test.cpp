@@ -63,6 +63,16 @@ TEST(Policy, DenseLayersObeyThePolicyOnNaN) {
   EXPECT_EQ(policy.choose(kModel[2]).codec.options.nonfinite, NonFinite::kSkipStep);
 }
 
+TEST(Policy, LayersThatALinearCodecWouldNotMakeSmallerGoDense) {
+  const Policy policy = Policy::parse(
+      "min_elements=1\npolicy='powersgd:8'\n[[rule]]\nname='*bias*'\n"
+      "policy='galore:2'");
+  EXPECT_EQ(policy.choose(kModel[0]).codec.spec, "powersgd:8");
+  EXPECT_EQ(policy.choose(kModel[3]).reason, "dense: too small for powersgd:8");
+  EXPECT_EQ(policy.choose(kModel[2]).reason, "dense: too small for galore:2");
+  EXPECT_EQ(policy.choose(kModel[2]).rule, std::optional<std::size_t>(0));
+}
+
 TEST(Policy, FirstRuleThatMatchesDecides) {
   const Policy policy = Policy::parse(R"(
     policy = "topk:0.01"

@@ -59,14 +59,14 @@ void expect_committed(const ReducerState& state) {
   const ReducerState& expected =
       undisturbed()[static_cast<std::size_t>(state.rank)][static_cast<std::size_t>(state.step)];
   for (const StateEntry& entry : state.entries) {
-    std::vector<float> wanted(entry.residual.size());  // a memory made in the undone first step
+    std::vector<float> wanted(entry.values.size());  // a memory made in the undone first step
     for (const StateEntry& candidate : expected.entries) {
       if (candidate.key == entry.key) {
-        wanted = candidate.residual;
+        wanted = candidate.values;
       }
     }
-    ASSERT_EQ(wanted.size(), entry.residual.size());
-    EXPECT_EQ(0, std::memcmp(wanted.data(), entry.residual.data(), wanted.size() * sizeof(float)))
+    ASSERT_EQ(wanted.size(), entry.values.size());
+    EXPECT_EQ(0, std::memcmp(wanted.data(), entry.values.data(), wanted.size() * sizeof(float)))
         << entry.key << " at step " << state.step << " of rank " << state.rank;
   }
 }
@@ -249,7 +249,7 @@ TEST(ReducerFailure, AbortFromAnotherThreadEndsWhatIsInFlight) {
       other.join();
       EXPECT_THROW(reducer.reduce(gradients.bucket({3}, false)), TransportError);
       for (const StateEntry& entry : reducer.state().entries) {
-        EXPECT_EQ(entry.residual, std::vector<float>(entry.residual.size())) << entry.key;
+        EXPECT_EQ(entry.values, std::vector<float>(entry.values.size())) << entry.key;
       }
     } else {
       while (!aborted) {

@@ -34,7 +34,7 @@ void expect_same_residuals(const ReducerState& a, const ReducerState& b) {
   ASSERT_EQ(a.entries.size(), b.entries.size());
   for (std::size_t i = 0; i < a.entries.size(); ++i) {
     EXPECT_EQ(a.entries[i].key, b.entries[i].key);
-    EXPECT_TRUE(same_bits(a.entries[i].residual, b.entries[i].residual)) << a.entries[i].key;
+    EXPECT_TRUE(same_bits(a.entries[i].values, b.entries[i].values)) << a.entries[i].key;
   }
 }
 
@@ -143,10 +143,10 @@ TEST(ReducerState, WithoutTransactionsASkippedStepStaysInTheResidual) {
     const ReducerState after = reducer.state();
     ASSERT_EQ(after.entries.size(), 3u);
     for (std::size_t i = 0; i < after.entries.size(); ++i) {
-      EXPECT_EQ(same_bits(after.entries[i].residual, before.entries[i].residual),
+      EXPECT_EQ(same_bits(after.entries[i].values, before.entries[i].values),
                 after.entries[i].key.starts_with("worker/fc1"))
           << after.entries[i].key;
-      for (const float value : after.entries[i].residual) {
+      for (const float value : after.entries[i].values) {
         ASSERT_TRUE(std::isfinite(value)) << after.entries[i].key;
       }
     }
@@ -214,7 +214,9 @@ TEST_P(ReducerRestart, ContinuesBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(Reducer, ReducerRestart,
                          ::testing::Values("topk:0.05", "topk:0.05,values=q8", "q4",
-                                           "q4,stochastic", "randmask:0.1", "bf16", kMixed,
+                                           "q4,stochastic", "randmask:0.1", "powersgd:2",
+                                           "powersgd:2,rounds=1", "galore:2,refresh=4",
+                                           "dctcols:2,refresh=4", "bf16", kMixed,
                                            "topk:0.02,start=4"));
 
 TEST(ReducerState, RestoreRefusesWhatDoesNotFit) {
@@ -241,14 +243,14 @@ TEST(ReducerState, RestoreRefusesWhatDoesNotFit) {
     refused([](ReducerState& s) { s.entries[0].key = "worker/fc1.weight/0:1321"; }, "outside");
     refused([](ReducerState& s) { s.entries[0].key = "worker/fc1.weight"; }, "no range");
     refused([](ReducerState& s) { s.entries[0].key = "worker/fc1.bias/0:40"; }, "no residual");
-    refused([](ReducerState& s) { s.entries[0].residual.pop_back(); }, "has 1319 values");
+    refused([](ReducerState& s) { s.entries[0].values.pop_back(); }, "has 1319 values");
     refused([](ReducerState& s) { s.entries.push_back(s.entries[0]); }, "twice");
     expect_same_residuals(good, reducer.state());
     ReducerState empty = good;
     empty.entries.clear();
     reducer.restore(empty);
     for (const StateEntry& entry : reducer.state().entries) {
-      EXPECT_EQ(entry.residual, std::vector<float>(entry.residual.size()));
+      EXPECT_EQ(entry.values, std::vector<float>(entry.values.size()));
     }
     reducer.restore(good);
     expect_same_residuals(good, reducer.state());

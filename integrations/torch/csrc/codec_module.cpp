@@ -127,6 +127,10 @@ class ArrayCodec {
     if (residual == nullptr) {
       result = codec_.payload->encode(ctx, grad, nullptr, body);
     } else {
+      if (codec_.options.storage != ResidualStorage::kFP32) {
+        throw InvalidArgument("encode with a residual of fp32, and memory= of \"" + codec_.spec +
+                              "\"\nhint: leave memory= out; it says how a reducer keeps residuals");
+      }
       Memory memory(grad.elements, {.transactional = false, .decay = codec_.options.decay});
       memory.restore({residual, n});
       result = codec_.payload->encode(ctx, grad, &memory, body);

@@ -80,8 +80,8 @@ py::dict state(const GradientReducer& reducer) {
   }
   py::dict residuals;
   for (const StateEntry& entry : s.entries) {
-    at::Tensor values = at::empty({static_cast<std::int64_t>(entry.residual.size())}, at::kFloat);
-    std::memcpy(values.data_ptr(), entry.residual.data(), entry.residual.size() * sizeof(float));
+    at::Tensor values = at::empty({static_cast<std::int64_t>(entry.values.size())}, at::kFloat);
+    std::memcpy(values.data_ptr(), entry.values.data(), entry.values.size() * sizeof(float));
     residuals[py::str(entry.key)] = values;
   }
   return py::dict(py::arg("version") = s.version, py::arg("rank") = s.rank,

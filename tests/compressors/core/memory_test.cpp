@@ -55,6 +55,96 @@ TEST(Memory, RollbackReturnsToTheStateBeforeBitForBit) {
   EXPECT_THAT(memory.current(), ElementsAre(5, 6, 7, 8));
 }
 
+TEST(Memory, VelocityAndStateFollowTheResidual) {
+  for (const bool transactional : {true, false}) {
+    Memory memory(3, {.transactional = transactional, .needs = {.velocity = true, .state = 2}});
+    EXPECT_EQ(memory.bytes(), (transactional ? 2U : 1U) * (3 + 3 + 2) * sizeof(float));
+    EXPECT_THAT(memory.velocity(), ElementsAre(0, 0, 0));
+    EXPECT_THAT(memory.state(), ElementsAre(0, 0));
+    const auto step = [&](float value) {
+      write(memory, {value, value, value});
+      std::ranges::fill(memory.next_velocity(), value + 1);
+      std::ranges::fill(memory.next_state(), value + 2);
+    };
+    step(1);
+    memory.commit();
+    EXPECT_THAT(memory.velocity(), Each(2));
+    EXPECT_THAT(memory.state(), Each(3));
+    if (transactional) {
+      step(7);
+      memory.rollback();
+      EXPECT_THAT(memory.current(), Each(1));
+      EXPECT_THAT(memory.velocity(), Each(2));
+      EXPECT_THAT(memory.state(), Each(3));
+    }
+    memory.scale(0.5F);
+    EXPECT_THAT(memory.velocity(), Each(1));
+    EXPECT_THAT(memory.state(), Each(3)) << "the codec's own: it has no unit that we know";
+    memory.restore_velocity(std::vector<float>{4, 5, 6});
+    memory.restore_state(std::vector<float>{8, 9});
+    EXPECT_THAT(memory.velocity(), ElementsAre(4, 5, 6));
+    EXPECT_THAT(memory.state(), ElementsAre(8, 9));
+    EXPECT_THROW(memory.restore_velocity(std::vector<float>(2)), InvalidArgument);
+    EXPECT_THROW(memory.restore_state(std::vector<float>(3)), InvalidArgument);
+    memory.clear();
+    EXPECT_THAT(memory.velocity(), Each(0.0F));
+    EXPECT_THAT(memory.state(), Each(0.0F));
+  }
+  EXPECT_TRUE(Memory(3).velocity().empty());
+  EXPECT_TRUE(Memory(3).state().empty());
+  EXPECT_THROW(Memory(3, {.needs = {.state = -1}}), InvalidArgument);
+}
+
+TEST(Memory, OtherStoragesAreWorkedOnInScratch) {
+  constexpr std::int64_t kElements = 200;
+  constexpr RandomStream kDither = {.key = 1, .counter = 2};
+  for (const ResidualStorage storage : {ResidualStorage::kBF16, ResidualStorage::kQ8}) {
+    for (const bool transactional : {true, false}) {
+      Memory memory(kElements, {.transactional = transactional, .storage = storage});
+      EXPECT_EQ(memory.bytes(),
+                (transactional ? 2 : 1) * PackedResidual(storage, kElements).bytes());
+      EXPECT_THROW((void)memory.current(), InvalidArgument);
+      EXPECT_THROW((void)memory.next(), InvalidArgument);
+      std::vector<float> read(kElements);
+      std::vector<float> scratch(memory.scratch_bytes() / sizeof(float));
+      const auto step = [&](float value) {
+        memory.unpack(std::as_writable_bytes(std::span(scratch)));
+        EXPECT_TRUE(std::ranges::equal(memory.current(), read));
+        std::ranges::fill(memory.next(), value);
+        memory.pack(kDither);
+      };
+      step(1.5F);
+      memory.commit();
+      memory.read(read);
+      EXPECT_THAT(read, Each(1.5F));
+      if (transactional) {
+        step(7);
+        memory.rollback();
+        memory.read(read);
+        EXPECT_THAT(read, Each(1.5F));
+      }
+      memory.scale(4);
+      memory.read(read);
+      EXPECT_THAT(read, Each(6));
+      memory.unpack(std::as_writable_bytes(std::span(scratch)));
+      memory.pack(kDither);  // seen only: nothing changes
+      memory.commit();
+      std::vector<float> same(kElements);
+      memory.read(same);
+      EXPECT_EQ(same, read);
+      memory.restore(std::vector<float>(kElements, -0.5F));
+      memory.read(read);
+      EXPECT_THAT(read, Each(-0.5F));
+      EXPECT_THROW(memory.restore(std::vector<float>(3)), InvalidArgument);
+      EXPECT_THROW(memory.unpack({}), InvalidArgument);
+      memory.clear();
+      memory.read(read);
+      EXPECT_THAT(read, Each(0));
+    }
+  }
+  EXPECT_EQ(Memory(5).scratch_bytes(), 0U);
+}
+
 TEST(Memory, OneGenerationIsWrittenInPlaceAndCannotRollBack) {
   Memory memory(2, {.transactional = false});
   memory.restore(std::vector<float>{1, 2});

@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 #include "compressors/core/error.h"
 
 namespace thinwire {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 template <typename E>
@@ -151,6 +153,26 @@ INSTANTIATE_TEST_SUITE_P(Dct, BadSpec,
                                          Bad{"dct:8,tile=4", 11, 1, "dct:8,tile=8"},
                                          Bad{"dct:8,values=q9", 13, 2, "dct:8,values=q8"}));
 
+INSTANTIATE_TEST_SUITE_P(
+    LowRank, BadSpec,
+    testing::Values(Bad{"powersgd", 0, 8, "powersgd:4"}, Bad{"powersdg:4", 0, 8, "powersgd:4"},
+                    Bad{"powersgd:0", 9, 1, "powersgd:1"}, Bad{"powersgd:65", 9, 2, "powersgd:64"},
+                    Bad{"powersgd:4,rounds=3", 18, 1, "powersgd:4,rounds=2"},
+                    Bad{"powersgd:4,ef=off", 14, 3, "powersgd:4,ef=on"},
+                    Bad{"powersgd:4,refresh=2", 11, 7, "powersgd:4,rounds=2"},
+                    Bad{"galore", 0, 6, "galore:4"}, Bad{"galore:0", 7, 1, "galore:1"},
+                    Bad{"galore:4,refresh=0", 17, 1, "galore:4,refresh=1"},
+                    Bad{"galore:4,refresh=10001", 17, 5, "galore:4,refresh=10000"},
+                    Bad{"galore:4,ef=off", 12, 3, "galore:4,ef=on"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    DctCols, BadSpec,
+    testing::Values(Bad{"dctcols", 0, 7, "dctcols:32"}, Bad{"dctcol:8", 0, 6, "dctcols:8"},
+                    Bad{"dctcols:0", 8, 1, "dctcols:1"},
+                    Bad{"dctcols:70000", 8, 5, "dctcols:65536"},
+                    Bad{"dctcols:8,refresh=0", 18, 1, "dctcols:8,refresh=1"},
+                    Bad{"dctcols:8,refresh=2,ef=off", 23, 3, "dctcols:8,refresh=2,ef=on"}));
+
 TEST(Spec, BrokenGrammarShowsThePlace) {
   for (const char* text : {"", " ", ",", ":", "=", "topk:", "topk:,", "bf16,", "bf16,,ef=on",
                            "bf16,=on", "bf16,ef=", "bf16,ef=on,ef=off"}) {
@@ -165,13 +187,39 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text :
-       {"powersgd:4", "galore:4", "dctcols:8", "auto", "bf16,memory=bf16", "bf16,memory=q8",
-        "bf16,warmup=10", "bf16,clip=1", "topk:0.1,select=carried"}) {
+  for (const char* text : {"auto", "bf16,warmup=10", "bf16,clip=1", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;
     EXPECT_THAT(message, HasSubstr("hint: ")) << text;
+  }
+}
+
+TEST(Warmup, TheDensityFallsInEqualStages) {
+  const Codec codec = make_codec("topk:0.001,start=5,warmup=10");
+  EXPECT_EQ(codec.spec, "topk:0.001,start=5,warmup=10");
+  const auto sent = [&](std::uint64_t step) {
+    const PayloadCodec* payload = codec.payload_at(step);
+    return payload == nullptr ? "none" : payload->name();
+  };
+  std::vector<std::string> seen;
+  std::vector<std::uint64_t> phases;
+  for (std::uint64_t step = 0; step < 17; ++step) {
+    if (seen.empty() || seen.back() != sent(step)) {
+      seen.push_back(sent(step));
+      phases.push_back(step);
+    }
+    EXPECT_EQ(codec.phase_at(step), phases.back());
+  }
+  EXPECT_THAT(seen, ElementsAre("none", "topk:0.25", "topk:0.0625", "topk:0.015625",
+                                "topk:0.00390625", "topk:0.001"));
+  EXPECT_THAT(phases, ElementsAre(0, 5, 7, 10, 12, 15));
+  const Codec short_one = make_codec("topk:0.001,values=q8,warmup=1");
+  EXPECT_EQ(short_one.payload_at(0)->name(), "topk:0.00390625,values=q8");
+  EXPECT_EQ(short_one.payload_at(1)->name(), "topk:0.001,values=q8");
+  EXPECT_EQ(make_codec("topk:0.5").payload_at(0)->name(), "topk:0.5");
+  for (const char* bad : {"topk:0.25,warmup=8", "topk:k=10,warmup=8", "topk:0.1,warmup=-1"}) {
+    EXPECT_THROW(make_codec(bad), PolicyError) << bad;
   }
 }
 

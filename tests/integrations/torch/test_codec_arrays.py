@@ -23,6 +23,8 @@ SPECS = (
     "q4,stochastic",
     "q1",
     "fedzip:0.2,k=6",
+    "onebit",
+    "dct:8",
 )
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=40)
 

@@ -75,7 +75,7 @@ def job_policies(rank: int, size: int) -> None:
     with pytest.raises(thinwire.PolicyError, match=r"secnd(.|\n)*second"):
         tw.compress(DDP(Mlp()), unmatched)
     with pytest.raises(thinwire.NotAvailable):
-        tw.compress(DDP(Mlp()), "powersgd:4")
+        tw.compress(DDP(Mlp()), "auto")
     model = DDP(seeded(Mlp))  # and the job goes on
     tw.compress(model, unmatched.replace("secnd", "second"))
     train(model, rank, range(2))
