@@ -36,9 +36,9 @@ constexpr Family kNoneFamily = {
 };
 
 constexpr std::array kFamilies = {
-    &kNoneFamily,     &kBF16Family,   &kFP16Family,     &kTopKFamily,
-    &kQuantizeFamily, &kOneBitFamily, &kRandmaskFamily, &kPowerSgdFamily,
-    &kGaloreFamily,   &kDctFamily,    &kFedzipFamily,   &kLosslessFamily,
+    &kNoneFamily,   &kBF16Family,     &kFP16Family,     &kTopKFamily,   &kQuantizeFamily,
+    &kOneBitFamily, &kRandmaskFamily, &kPowerSgdFamily, &kGaloreFamily, &kLowRankFamily,
+    &kDctFamily,    &kFedzipFamily,   &kLosslessFamily,
 };
 
 constexpr std::array kLaterFamilies = {

@@ -45,7 +45,8 @@ const std::vector<Codec>& codecs() {
                              "dct:32",
                              "dct:8,values=q8",
                              "dct:3,tile=16,values=fp32",
-                             "dct:16,tile=16"}) {
+                             "dct:16,tile=16",
+                             "lowrank:3"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;
