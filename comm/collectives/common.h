@@ -56,6 +56,7 @@ inline Context codec_context(const ExchangeLayer& layer, std::uint64_t key_hash,
   ctx.sender = sender;
   ctx.key_hash = key_hash;
   ctx.parameter = layer.name;
+  ctx.shape = layer.shape;
   return ctx;
 }
 

@@ -58,7 +58,7 @@ class ArrayCodec {
       write_frame(header, frame);
       const std::size_t begin = frame_header_bytes(header);
       const TensorView grad{reinterpret_cast<void*>(data), n, header.dtype};
-      size = begin + encode_message(grad, reinterpret_cast<float*>(residual), key, step,
+      size = begin + encode_message(grad, shape, reinterpret_cast<float*>(residual), key, step,
                                     std::span(frame).subspan(begin));
     }
     return nb::bytes(frame.data(), size);
@@ -113,15 +113,17 @@ class ArrayCodec {
   }
 
   // Returns the bytes written to `out`; `residual` may be null.
-  std::size_t encode_message(TensorView grad, float* residual, const std::string& key,
-                             std::uint64_t step, std::span<std::byte> out) const {
+  std::size_t encode_message(TensorView grad, std::span<const std::int64_t> shape, float* residual,
+                             const std::string& key, std::uint64_t step,
+                             std::span<std::byte> out) const {
     if (codec_.is_none()) {
       std::memcpy(out.data(), grad.data, grad.bytes());
       return grad.bytes();
     }
     const auto n = static_cast<std::size_t>(grad.elements);
     std::vector<std::byte> scratch;
-    const Context ctx = context(scratch, grad.elements, key, step);
+    Context ctx = context(scratch, grad.elements, key, step);
+    ctx.shape = shape;
     const auto body = out.subspan(kPayloadHeaderBytes);
     EncodeResult result;
     if (residual == nullptr) {

@@ -60,7 +60,8 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "onebit,block=64,scale=l1",
                                   "dct:32",
                                   "dct:8,values=q8",
-                                  "dct:3,tile=16,values=fp32"};
+                                  "dct:3,tile=16,values=fp32",
+                                  "lowrank:2"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;
