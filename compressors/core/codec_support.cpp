@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 namespace thinwire {
@@ -126,6 +127,17 @@ bool all_finite(TensorView grad, const Memory* memory) {
   const float decay = memory == nullptr ? 1.0F : memory->decay();
   return visit(grad, [&](const auto* values) {
     return all_finite_of(values, residual, decay, grad.elements);
+  });
+}
+
+std::optional<PlacedValue> first_nonfinite(TensorView grad, const Memory* memory) {
+  return visit(grad, [&](const auto* values) -> std::optional<PlacedValue> {
+    for (std::int64_t i = 0; i < grad.elements; ++i) {
+      float v = to_float(values[i]);
+      if (memory != nullptr) v += memory->decay() * memory->current()[static_cast<std::size_t>(i)];
+      if (!std::isfinite(v)) return PlacedValue{.index = i, .value = v};
+    }
+    return std::nullopt;
   });
 }
 

@@ -7,10 +7,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "comm/policy.h"
 #include "compressors/core/codec.h"
+#include "compressors/core/codec_support.h"
 #include "compressors/core/payload.h"
 #include "compressors/core/spec.h"
 #include "compressors/families.h"
@@ -112,10 +115,23 @@ class ArrayCodec {
     return ctx;
   }
 
+  // NonFiniteError that names the first NaN or Inf, if there is one.
+  static void refuse_nonfinite(TensorView grad, const Memory* memory, const std::string& key) {
+    const std::optional<PlacedValue> first = first_nonfinite(grad, memory);
+    if (!first) return;
+    throw NonFiniteError("x" + (key.empty() ? "" : " '" + key + "'") + ": value " +
+                         std::to_string(first->value) + " at index " +
+                         std::to_string(first->index) +
+                         (memory == nullptr ? "" : " of x + residual") +
+                         "; expected finite values (nonfinite=error)\nhint: with "
+                         "nonfinite=propagate the array decodes to NaN and the residual stays");
+  }
+
   // Returns the bytes written to `out`; `residual` may be null.
   std::size_t encode_message(TensorView grad, float* residual, const std::string& key,
                              std::uint64_t step, std::span<std::byte> out) const {
     if (codec_.is_none()) {
+      if (codec_.options.nonfinite == NonFinite::kError) refuse_nonfinite(grad, nullptr, key);
       std::memcpy(out.data(), grad.data, grad.bytes());
       return grad.bytes();
     }
@@ -123,17 +139,20 @@ class ArrayCodec {
     std::vector<std::byte> scratch;
     const Context ctx = context(scratch, grad.elements, key, step);
     const auto body = out.subspan(kPayloadHeaderBytes);
-    EncodeResult result;
-    if (residual == nullptr) {
-      result = codec_.payload->encode(ctx, grad, nullptr, body);
-    } else {
-      Memory memory(grad.elements, {.transactional = false, .decay = codec_.options.decay});
-      memory.restore({residual, n});
-      result = codec_.payload->encode(ctx, grad, &memory, body);
-      if (memory.written()) {
-        memory.commit();
-        std::memcpy(residual, memory.current().data(), n * sizeof(float));
-      }
+    std::optional<Memory> memory;
+    if (residual != nullptr) {
+      memory.emplace(grad.elements,
+                     MemoryOptions{.transactional = false, .decay = codec_.options.decay});
+      memory->restore({residual, n});
+    }
+    const EncodeResult result =
+        codec_.payload->encode(ctx, grad, memory ? &*memory : nullptr, body);
+    if (result.nonfinite && codec_.options.nonfinite == NonFinite::kError) {
+      refuse_nonfinite(grad, memory ? &*memory : nullptr, key);
+    }
+    if (memory && memory->written()) {
+      memory->commit();
+      std::memcpy(residual, memory->current().data(), n * sizeof(float));
     }
     const std::size_t size = kPayloadHeaderBytes + result.bytes;
     const PayloadHeader header{
