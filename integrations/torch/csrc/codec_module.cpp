@@ -7,6 +7,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -88,7 +90,7 @@ class ArrayCodec {
                            ", got " + std::to_string(header.codec_id) +
                            "\nhint: decode with the codec that encoded");
     }
-    std::vector<std::byte> scratch;
+    const Scratch scratch(codec_.payload->workspace_bytes(n));
     const Context ctx = context(scratch, n, key, step);
     codec_.payload->decode(ctx, message.subspan(kPayloadHeaderBytes), result);
   }
@@ -99,16 +101,26 @@ class ArrayCodec {
                             : kPayloadHeaderBytes + codec_.payload->slot_bytes(n);
   }
 
-  Context context(std::vector<std::byte>& scratch, std::int64_t n, const std::string& key,
-                  std::uint64_t step) const {
-    constexpr std::size_t kAlignment = 64;
-    const std::size_t size = codec_.payload->workspace_bytes(n);
-    scratch.resize(size + kAlignment);
-    void* begin = scratch.data();
-    std::size_t space = scratch.size();
-    std::align(kAlignment, size, begin, space);
+  // Uninitialised: a frame that claims many elements costs no memory before it is refused.
+  class Scratch {
+   public:
+    explicit Scratch(std::size_t bytes)
+        : data_(static_cast<std::byte*>(::operator new(bytes, kAlignment))), size_(bytes) {}
+    std::span<std::byte> bytes() const { return {data_.get(), size_}; }
+
+   private:
+    static constexpr std::align_val_t kAlignment{64};
+    struct Free {
+      void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+    };
+    std::unique_ptr<std::byte, Free> data_;
+    std::size_t size_;
+  };
+
+  static Context context(const Scratch& scratch, std::int64_t n, const std::string& key,
+                         std::uint64_t step) {
     Context ctx;
-    ctx.workspace = {static_cast<std::byte*>(begin), size};
+    ctx.workspace = scratch.bytes();
     ctx.step = step;
     ctx.key_hash = Key{.stream = kStream, .parameter = key, .begin = 0, .end = n}.hash();
     ctx.parameter = key;
@@ -136,7 +148,7 @@ class ArrayCodec {
       return grad.bytes();
     }
     const auto n = static_cast<std::size_t>(grad.elements);
-    std::vector<std::byte> scratch;
+    const Scratch scratch(codec_.payload->workspace_bytes(grad.elements));
     const Context ctx = context(scratch, grad.elements, key, step);
     const auto body = out.subspan(kPayloadHeaderBytes);
     std::optional<Memory> memory;
