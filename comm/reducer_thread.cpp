@@ -27,14 +27,11 @@ class Stopwatch {
   Clock::time_point begin_ = Clock::now();
 };
 
-// Layouts change when layers begin to be compressed: the last start that has passed.
+// Layouts change when any layer is sent in another way than before.
 std::uint64_t phase_at(const Plan& plan, std::uint64_t step) {
   std::uint64_t phase = 0;
   for (const Policy::Choice& choice : plan.choices) {
-    const std::uint64_t start = choice.codec.options.start_step;
-    if (start <= step) {
-      phase = std::max(phase, start);
-    }
+    phase = std::max(phase, choice.codec.phase_at(step));
   }
   return phase;
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "compressors/core/codec_support.h"
+#include "compressors/core/random.h"
 
 namespace thinwire::collectives {
 
@@ -60,6 +61,16 @@ void NonFiniteTable::look(std::size_t layer, std::int64_t begin, TensorView valu
   if (!known || (own && !known->own) || (own == known->own && found.index < known->index)) {
     known = found;
   }
+}
+
+EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
+                    std::span<std::byte> scratch, std::span<std::byte> slot) {
+  if (memory == nullptr) return codec.encode(ctx, grad, nullptr, slot);
+  constexpr std::uint64_t kDither = 0x52455349445541;  // apart from the codec's own stream
+  memory->unpack(scratch);
+  const EncodeResult result = codec.encode(ctx, grad, memory, slot);
+  memory->pack(random_stream(ctx.key_hash ^ kDither, ctx.step, ctx.sender));
+  return result;
 }
 
 void zero_slack(std::span<std::byte> slot, std::size_t used) {

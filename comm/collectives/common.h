@@ -95,6 +95,15 @@ class NonFiniteTable {
   std::vector<std::optional<NonFiniteFound>> found_;
 };
 
+inline std::size_t scratch_bytes(const Memory* memory) {
+  return memory == nullptr ? 0 : memory->scratch_bytes();
+}
+
+// Encodes with a memory that may keep its residual in fewer bytes than fp32. `scratch`: at least
+// scratch_bytes(memory), aligned to 64.
+EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
+                    std::span<std::byte> scratch, std::span<std::byte> slot);
+
 // After all are encoded: what no residual keeps is freed.
 inline void let_go(std::span<Gradient> gradients) {
   for (Gradient& gradient : gradients) gradient.owner.reset();

@@ -73,6 +73,11 @@ class RequantisingExchange final : public Exchange {
     incoming_ = AlignedBuffer(message_bytes_ * ranks_);
     reencoded_ = AlignedBuffer(message_bytes_);
     workspace_ = AlignedBuffer(workspace);
+    std::size_t residual = 0;
+    for (const Range& range : ranges_) {
+      residual = std::max({residual, scratch_bytes(range.worker), scratch_bytes(range.own)});
+    }
+    residual_ = AlignedBuffer(residual);
     scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
     grads_.reserve(layers_.size());
   }
@@ -130,7 +135,7 @@ class RequantisingExchange final : public Exchange {
 
   std::size_t buffer_bytes() const override {
     return outgoing_.size() + incoming_.size() + reencoded_.size() + workspace_.size() +
-           scratch_.size();
+           residual_.size() + scratch_.size();
   }
 
  private:
@@ -193,7 +198,8 @@ class RequantisingExchange final : public Exchange {
           codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
       give_memory(layers_[i], grads_[i], range.begin, range.end, range.worker);
       const TensorView source = grads_[i].source.slice(range.begin, range.end);
-      const EncodeResult result = layers_[i].payload->encode(ctx, source, range.worker, slot);
+      const EncodeResult result =
+          encode(*layers_[i].payload, ctx, source, range.worker, residual_.bytes(), slot);
       zero_slack(slot, result.bytes);
       if (result.nonfinite) {
         found_.look(i, range.begin, source, range.worker, true);
@@ -219,7 +225,8 @@ class RequantisingExchange final : public Exchange {
     const std::span<float> sum = scratch_.floats(static_cast<std::size_t>(own.elements()));
     const Context ctx = codec_context(layer, own.hash, step_, kEveryone, workspace_.bytes());
     layer.payload->sum(ctx, bodies_, weight_, sum);
-    const EncodeResult result = layer.payload->encode(ctx, view(sum), own.own, slot);
+    const EncodeResult result =
+        encode(*layer.payload, ctx, view(sum), own.own, residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
     if (result.nonfinite) {
       found_.look(i, own.begin, view(sum), own.own, false);
@@ -265,7 +272,8 @@ class RequantisingExchange final : public Exchange {
   AlignedBuffer incoming_;   // P messages, by sender, then by owner
   AlignedBuffer reencoded_;  // this owner's message to all
   AlignedBuffer workspace_;
-  AlignedBuffer scratch_;  // fp32 sum of the longest range
+  AlignedBuffer residual_;  // unpacked, where memories keep it in fewer bytes
+  AlignedBuffer scratch_;   // fp32 sum of the longest range
   std::uint64_t step_ = 0;
   float weight_ = 1;
 };

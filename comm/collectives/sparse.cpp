@@ -29,6 +29,7 @@ class SparseExchange final : public Exchange {
     bodies_.resize(static_cast<std::size_t>(comm_.size()));
     plan_message();
     std::size_t workspace = 0;
+    std::size_t residual = 0;
     std::int64_t scratch = 0;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const ExchangeLayer& layer = layers_[i];
@@ -36,6 +37,7 @@ class SparseExchange final : public Exchange {
       if (layer.payload != nullptr) {
         workspace = std::max(workspace, layer.payload->workspace_bytes(layer.elements));
         slots_[i].memory = memories.memory(layer.name, 0, layer.elements, MemoryRole::kWorker);
+        residual = std::max(residual, scratch_bytes(slots_[i].memory));
       }
       if (layer.dtype != DType::kF32) {
         scratch = std::max(scratch, layer.elements);
@@ -44,6 +46,7 @@ class SparseExchange final : public Exchange {
     message_ = AlignedBuffer(message_bytes_);
     gathered_ = AlignedBuffer(message_bytes_ * static_cast<std::size_t>(comm_.size()));
     workspace_ = AlignedBuffer(workspace);
+    residual_ = AlignedBuffer(residual);
     scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
     grads_.reserve(layers_.size());
   }
@@ -98,7 +101,8 @@ class SparseExchange final : public Exchange {
   }
 
   std::size_t buffer_bytes() const override {
-    return message_.size() + gathered_.size() + workspace_.size() + scratch_.size();
+    return message_.size() + gathered_.size() + workspace_.size() + residual_.size() +
+           scratch_.size();
   }
 
  private:
@@ -143,8 +147,8 @@ class SparseExchange final : public Exchange {
     const Context ctx =
         codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
     give_memory(layers_[i], grads_[i], 0, layers_[i].elements, slots_[i].memory);
-    const EncodeResult result =
-        layers_[i].payload->encode(ctx, grads_[i].source, slots_[i].memory, slot);
+    const EncodeResult result = collectives::encode(*layers_[i].payload, ctx, grads_[i].source,
+                                                    slots_[i].memory, residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
     if (result.nonfinite) {
       found_.look(i, 0, grads_[i].source, slots_[i].memory, true);
@@ -210,7 +214,8 @@ class SparseExchange final : public Exchange {
   AlignedBuffer message_;
   AlignedBuffer gathered_;  // size() messages
   AlignedBuffer workspace_;
-  AlignedBuffer scratch_;  // fp32 sum of one bf16, fp16 or fp64 layer
+  AlignedBuffer residual_;  // unpacked, where memories keep it in fewer bytes
+  AlignedBuffer scratch_;   // fp32 sum of one bf16, fp16 or fp64 layer
   std::uint64_t step_ = 0;
   float weight_ = 1;
 };

@@ -42,7 +42,7 @@ struct PlacedValue {
   std::int64_t index = 0;
   float value = 0;
 };
-// The first v = grad + decay * residual that is NaN or Inf, for error messages.
+// The first v = grad + decay * residual that is NaN or Inf. For error messages: allocates.
 std::optional<PlacedValue> first_nonfinite(TensorView grad, const Memory* memory);
 
 void fill_zero(TensorView tensor);

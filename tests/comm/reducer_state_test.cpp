@@ -150,7 +150,7 @@ TEST(ReducerNonFinite, ErrorNamesWhatIsFirstAndKnown) {
       {"q8,nonfinite=error",
        {{2, 2, 7, inf}, {1, 2, 2000, -inf}, {1, 2, 2110, inf}, {0, 5, 0, inf}, {0, 1, 0, inf}},
        "the first: rank 1, tensor 'fc2.weight', index 2000, value -inf"},
-      {"topk:0.05,nonfinite=error",
+      {"topk:0.05,memory=bf16,nonfinite=error",
        {{2, 4, 7, inf}, {1, 2, 2000, inf}},
        "the first: rank 1, tensor 'fc2.weight', index 2000, value inf"},
       {"q8,nonfinite=error",

@@ -153,6 +153,10 @@ class ArrayCodec {
     const auto body = out.subspan(kPayloadHeaderBytes);
     std::optional<Memory> memory;
     if (residual != nullptr) {
+      if (codec_.options.storage != ResidualStorage::kFP32) {
+        throw InvalidArgument("encode with a residual of fp32, and memory= of \"" + codec_.spec +
+                              "\"\nhint: leave memory= out; it says how a reducer keeps residuals");
+      }
       memory.emplace(grad.elements,
                      MemoryOptions{.transactional = false, .decay = codec_.options.decay});
       memory->restore({residual, n});

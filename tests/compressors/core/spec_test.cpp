@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 #include "compressors/core/error.h"
 
 namespace thinwire {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 template <typename E>
@@ -141,13 +143,40 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text :
-       {"powersgd:4", "galore:4", "dctcols:8", "auto", "bf16,memory=bf16", "bf16,memory=q8",
-        "bf16,warmup=10", "bf16,clip=1", "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
+  for (const char* text : {"powersgd:4", "galore:4", "dctcols:8", "auto", "bf16,warmup=10",
+                           "bf16,clip=1", "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;
     EXPECT_THAT(message, HasSubstr("hint: ")) << text;
+  }
+}
+
+TEST(Warmup, TheDensityFallsInEqualStages) {
+  const Codec codec = make_codec("topk:0.001,start=5,warmup=10");
+  EXPECT_EQ(codec.spec, "topk:0.001,start=5,warmup=10");
+  const auto sent = [&](std::uint64_t step) {
+    const PayloadCodec* payload = codec.payload_at(step);
+    return payload == nullptr ? "none" : payload->name();
+  };
+  std::vector<std::string> seen;
+  std::vector<std::uint64_t> phases;
+  for (std::uint64_t step = 0; step < 17; ++step) {
+    if (seen.empty() || seen.back() != sent(step)) {
+      seen.push_back(sent(step));
+      phases.push_back(step);
+    }
+    EXPECT_EQ(codec.phase_at(step), phases.back());
+  }
+  EXPECT_THAT(seen, ElementsAre("none", "topk:0.25", "topk:0.0625", "topk:0.015625",
+                                "topk:0.00390625", "topk:0.001"));
+  EXPECT_THAT(phases, ElementsAre(0, 5, 7, 10, 12, 15));
+  const Codec short_one = make_codec("topk:0.001,values=q8,warmup=1");
+  EXPECT_EQ(short_one.payload_at(0)->name(), "topk:0.00390625,values=q8");
+  EXPECT_EQ(short_one.payload_at(1)->name(), "topk:0.001,values=q8");
+  EXPECT_EQ(make_codec("topk:0.5").payload_at(0)->name(), "topk:0.5");
+  for (const char* bad : {"topk:0.25,warmup=8", "topk:k=10,warmup=8", "topk:0.1,warmup=-1"}) {
+    EXPECT_THROW(make_codec(bad), PolicyError) << bad;
   }
 }
 
