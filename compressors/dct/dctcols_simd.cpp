@@ -358,6 +358,7 @@ struct Signs {
     constexpr int kWordRows = 32;
     constexpr Index kBlocks = kMaxDctSketches / 4;  // of random words, for 32 rows
     for (Index i = 0; i < count; i += kWordRows) {
+      std::array<std::uint32_t, 4> words{};
       for (int q = 0; q < sketches; ++q) {
         if (q % 4 == 0) {
           words = random_block(
@@ -370,9 +371,6 @@ struct Signs {
       }
     }
   }
-
- private:
-  std::array<std::uint32_t, 4> words;
 };
 
 // sums[q][j] += signs of rows [i, i + kRows) times their elements of columns [begin, end).

@@ -47,12 +47,13 @@ Cut cut_of(std::int64_t n, std::span<const std::int64_t> shape, std::int64_t ran
   std::int64_t product = 1;
   for (const std::int64_t extent : shape) product *= extent;
   if (product != n) return square;
-  std::int64_t columns = n;
-  for (const std::int64_t extent : shape) {
-    if (n / product + product < n / columns + columns) columns = product;
-    product /= extent;
+  std::int64_t columns = 1;
+  std::int64_t suffix = 1;
+  for (std::size_t i = shape.size(); i > 0; --i) {
+    if (shape[i - 1] < 1) return square;  // no elements
+    suffix *= shape[i - 1];
+    if (n / suffix + suffix <= n / columns + columns) columns = suffix;
   }
-  if (n / product + product < n / columns + columns) columns = product;
   if (columns > kMostColumns) return square;
   const Cut cut(n, columns, std::min(rank, square.floats() / (n / columns + columns)));
   return cut.rank > 0 ? cut : square;
