@@ -1,5 +1,6 @@
 #include "comm/summary.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <map>
