@@ -42,7 +42,7 @@ class Nowhere {
   std::span<std::byte> bytes() const { return {static_cast<std::byte*>(data_), kBytes}; }
 
  private:
-  static constexpr std::size_t kBytes = std::size_t{1} << 40;
+  static constexpr std::size_t kBytes = std::size_t{1} << 36;
   void* data_;
 };
 
