@@ -455,7 +455,9 @@ HWY_INLINE void for_each_group(int sketches, F&& f) {
 template <typename T>
 HWY_NOINLINE bool sketch_typed(const DctColsInput& input, const T* grad, const RandomStream& stream,
                                int sketches, float* out) {
-  const auto [n, m, transposed] = input.matrix;
+  const Index n = input.matrix.rows;
+  const Index m = input.matrix.columns;
+  const bool transposed = input.matrix.transposed;
   Values<T> values(input, grad);
   Signs signs;
   std::fill_n(out, sketches * m, 0.0F);
