@@ -37,9 +37,9 @@ constexpr Family kNoneFamily = {
 };
 
 constexpr std::array kFamilies = {
-    &kNoneFamily,    &kBF16Family,     &kFP16Family,     &kTopKFamily,   &kQuantizeFamily,
-    &kOneBitFamily,  &kRandmaskFamily, &kPowerSgdFamily, &kGaloreFamily, &kDctFamily,
-    &kDctColsFamily, &kFedzipFamily,   &kLosslessFamily,
+    &kNoneFamily,   &kBF16Family,     &kFP16Family,     &kTopKFamily,     &kQuantizeFamily,
+    &kOneBitFamily, &kRandmaskFamily, &kPowerSgdFamily, &kGaloreFamily,   &kLowRankFamily,
+    &kDctFamily,    &kDctColsFamily,  &kFedzipFamily,   &kLosslessFamily,
 };
 
 constexpr std::array kLaterFamilies = {

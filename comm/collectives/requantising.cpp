@@ -54,7 +54,8 @@ class RequantisingExchange final : public Exchange {
         ranges_(layers_.size() * ranks_),
         owned_elements_(ranks_),
         bodies_(ranks_),
-        flags_(layers_.size()) {
+        flags_(layers_.size()),
+        found_(layers_) {
     std::vector<std::size_t> ends(ranks_, kPayloadHeaderBytes);
     std::size_t workspace = 0;
     std::int64_t scratch = 0;
@@ -89,6 +90,7 @@ class RequantisingExchange final : public Exchange {
     step_ = step;
     weight_ = weight;
     grads_.assign(grads.begin(), grads.end());
+    found_.clear();
     for (std::size_t owner = 0; owner < ranks_; ++owner) {
       encode_for(static_cast<int>(owner));
     }
@@ -125,6 +127,10 @@ class RequantisingExchange final : public Exchange {
       }
     }
     return flags_;
+  }
+
+  std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const override {
+    return found_[layer];
   }
 
   std::size_t buffer_bytes() const override {
@@ -190,12 +196,13 @@ class RequantisingExchange final : public Exchange {
       const std::span<std::byte> slot = message.subspan(range.offset, range.bytes);
       const Context ctx = codec_context(layers_[i], range.hash, step_, comm_.rank(), comm_.size(),
                                         workspace_.bytes());
-      give_memory(grads_[i], range.begin, range.end, range.worker);
+      give_memory(layers_[i], grads_[i], range.begin, range.end, range.worker);
+      const TensorView source = grads_[i].source.slice(range.begin, range.end);
       const EncodeResult result =
-          encode(*layers_[i].payload, ctx, grads_[i].source.slice(range.begin, range.end),
-                 range.worker, residual_.bytes(), slot);
+          encode(*layers_[i].payload, ctx, source, range.worker, residual_.bytes(), slot);
       zero_slack(slot, result.bytes);
       if (result.nonfinite) {
+        found_.look(i, range.begin, source, range.worker, true);
         header.flags |= kFlagNonFinite;
       }
     }
@@ -222,6 +229,9 @@ class RequantisingExchange final : public Exchange {
     const EncodeResult result =
         encode(*layer.payload, ctx, view(sum), own.own, residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
+    if (result.nonfinite) {
+      found_.look(i, own.begin, view(sum), own.own, false);
+    }
     return result.nonfinite;
   }
 
@@ -257,6 +267,7 @@ class RequantisingExchange final : public Exchange {
   std::vector<Gradient> grads_;
   std::vector<std::span<const std::byte>> bodies_;  // of one range, by sender
   std::vector<std::uint8_t> flags_;
+  NonFiniteTable found_;
   std::size_t message_bytes_ = 0;
   AlignedBuffer outgoing_;   // P messages, by owner
   AlignedBuffer incoming_;   // P messages, by sender, then by owner

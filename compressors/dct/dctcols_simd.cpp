@@ -358,6 +358,7 @@ struct Signs {
     constexpr int kWordRows = 32;
     constexpr Index kBlocks = kMaxDctSketches / 4;  // of random words, for 32 rows
     for (Index i = 0; i < count; i += kWordRows) {
+      std::array<std::uint32_t, 4> words{};
       for (int q = 0; q < sketches; ++q) {
         if (q % 4 == 0) {
           words = random_block(
@@ -370,9 +371,6 @@ struct Signs {
       }
     }
   }
-
- private:
-  std::array<std::uint32_t, 4> words;
 };
 
 // sums[q][j] += signs of rows [i, i + kRows) times their elements of columns [begin, end).
@@ -457,7 +455,9 @@ HWY_INLINE void for_each_group(int sketches, F&& f) {
 template <typename T>
 HWY_NOINLINE bool sketch_typed(const DctColsInput& input, const T* grad, const RandomStream& stream,
                                int sketches, float* out) {
-  const auto [n, m, transposed] = input.matrix;
+  const Index n = input.matrix.rows;
+  const Index m = input.matrix.columns;
+  const bool transposed = input.matrix.transposed;
   Values<T> values(input, grad);
   Signs signs;
   std::fill_n(out, sketches * m, 0.0F);

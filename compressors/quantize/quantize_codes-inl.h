@@ -21,14 +21,8 @@ struct Block {
   const float* values;  // whole groups
   const float* noise;   // as many, when stochastic
   std::uint8_t* codes;  // one a byte
-  float* kept;          // what Keep says, or null
-};
-
-// What is kept beside the codes.
-enum class Keep {
-  kRest,        // what the codes leave of the values
-  kStreamRest,  // the same, written past the caches
-  kValue,       // what the codes stand for
+  float* kept;          // what the codes leave of the values, or stand for; or null
+  bool stream;          // keeps the rest past the caches
 };
 
 // ---- Coders: round() gives the code of v and what it stands for.
@@ -184,13 +178,14 @@ struct PowerCoder {
   }
 };
 
-// Floats of kMantissa bits.
-template <int kMantissa>
+// Small floats.
 struct MxReader {
   VU32 bias;
   VU32 mask;
   VF32 one;  // twice the unit of subnormals' place
   VF32 unit;
+  VU32 largest_subnormal;
+  int shift;  // of the mantissa, to where fp32 has it
   int sign_shift;
   MxReader(const MxFormat& format, float scale)
       : bias(hn::Set(U32(), static_cast<std::uint32_t>(127 - format.bias) << 23)),
@@ -198,15 +193,17 @@ struct MxReader {
         one(hn::Set(F32(),
                     std::bit_cast<float>(static_cast<std::uint32_t>(128 - format.bias) << 23))),
         unit(hn::Set(F32(), scale)),
+        largest_subnormal(hn::Set(U32(), (1U << format.mantissa) - 1)),
+        shift(23 - format.mantissa),
         sign_shift(32 - format.bits) {}
   HWY_INLINE VF32 value_of(VU32 code) const {
     const U32 du;
     const F32 df;
     const VU32 magnitude = hn::And(code, mask);
-    const VU32 shifted = hn::ShiftLeft<23 - kMantissa>(magnitude);
+    const VU32 shifted = hn::ShiftLeftSame(magnitude, shift);
     const VF32 normal = hn::BitCast(df, hn::Add(shifted, bias));
     const VF32 subnormal = hn::Sub(hn::BitCast(df, hn::Add(shifted, hn::BitCast(du, one))), one);
-    const auto is_normal = hn::Gt(magnitude, hn::Set(du, (1U << kMantissa) - 1));
+    const auto is_normal = hn::Gt(magnitude, largest_subnormal);
     const VF32 value = hn::IfThenElse(hn::RebindMask(df, is_normal), normal, subnormal);
     const VU32 sign = hn::ShiftLeftSame(hn::AndNot(mask, code), sign_shift);
     return hn::Mul(hn::BitCast(df, hn::Or(hn::BitCast(du, value), sign)), unit);
@@ -214,17 +211,20 @@ struct MxReader {
   HWY_INLINE VF32 value(const std::uint8_t* codes) const { return value_of(load_codes(codes)); }
 };
 
-template <int kMantissa>
 struct MxCoder {
-  MxReader<kMantissa> reader;
+  MxReader reader;
   VF32 inverse;
   VU32 smallest;  // exponent of the smallest normal float
   VU32 largest;   // code
+  VU32 to_magic;  // exponents between a float and 2^23 of its steps
+  VU32 to_step;   // between a float and its step
   MxCoder(const MxFormat& format, std::uint8_t scale)
       : reader(format, mx_unit(scale)),
         inverse(hn::Set(F32(), mx_inverse(scale))),
         smallest(hn::Set(U32(), static_cast<std::uint32_t>(128 - format.bias) << 23)),
-        largest(hn::Set(U32(), mx_largest_code(format))) {}
+        largest(hn::Set(U32(), mx_largest_code(format))),
+        to_magic(hn::Set(U32(), static_cast<std::uint32_t>(23 - format.mantissa) << 23)),
+        to_step(hn::Set(U32(), static_cast<std::uint32_t>(format.mantissa) << 23)) {}
 
   template <bool kStochastic>
   HWY_INLINE VU32 round(VF32 v, VF32 noise, VF32& value) const {
@@ -233,14 +233,13 @@ struct MxCoder {
     const VF32 x = hn::Mul(v, inverse);
     VF32 a = hn::Abs(x);
     const VU32 exponent = hn::Max(hn::And(hn::BitCast(du, a), hn::Set(du, kInfBits32)), smallest);
-    const VU32 magic = hn::Or(hn::Add(exponent, hn::Set(du, std::uint32_t{23 - kMantissa} << 23)),
-                              hn::Set(du, 0x400000U));
+    const VU32 magic = hn::Or(hn::Add(exponent, to_magic), hn::Set(du, 0x400000U));
     if constexpr (kStochastic) {
-      const VU32 step = hn::Sub(exponent, hn::Set(du, std::uint32_t{kMantissa} << 23));
+      const VU32 step = hn::Sub(exponent, to_step);
       a = hn::Add(a, hn::Mul(noise, hn::BitCast(df, step)));
     }
     const VU32 steps = hn::Sub(hn::BitCast(du, hn::Add(a, hn::BitCast(df, magic))), magic);
-    const VU32 above = hn::ShiftRight<23 - kMantissa>(hn::Sub(exponent, smallest));
+    const VU32 above = hn::ShiftRightSame(hn::Sub(exponent, smallest), reader.shift);
     const VU32 magnitude = hn::Min(hn::Add(steps, above), largest);
     const VU32 sign = hn::ShiftRight<31>(hn::BitCast(du, x));
     const VU32 code = hn::Or(magnitude, hn::ShiftLeftSame(sign, 31 - reader.sign_shift));
@@ -251,7 +250,8 @@ struct MxCoder {
 
 // ---- Loops over [begin, end), whole vectors.
 
-template <bool kStochastic, Keep kKeep, class Coder>
+// kRest: keeps what the codes leave, else what they stand for.
+template <bool kStochastic, bool kRest, class Coder>
 HWY_INLINE void write_codes(const Coder& coder, const Block& block, std::int64_t begin,
                             std::int64_t end) {
   const F32 df;
@@ -264,13 +264,8 @@ HWY_INLINE void write_codes(const Coder& coder, const Block& block, std::int64_t
     const VU32 code = coder.template round<kStochastic>(v, noise, value);
     hn::StoreU(hn::U8FromU32(code), U8(), block.codes + i);
     if (block.kept == nullptr) continue;
-    if constexpr (kKeep == Keep::kValue) {
-      hn::StoreU(value, df, block.kept + i);
-    } else if constexpr (kKeep == Keep::kStreamRest) {
-      hn::Stream(hn::Sub(v, value), df, block.kept + i);
-    } else {
-      hn::StoreU(hn::Sub(v, value), df, block.kept + i);
-    }
+    if constexpr (kRest) value = hn::Sub(v, value);
+    block.stream ? hn::Stream(value, df, block.kept + i) : hn::StoreU(value, df, block.kept + i);
   }
 }
 

@@ -159,7 +159,7 @@ struct Scratch {
 
 // The codes of a record of n values, of which `largest` is the largest magnitude; its scales to
 // `out`.
-template <bool kStochastic, Keep kKeep>
+template <bool kStochastic, bool kRest>
 HWY_NOINLINE void write_record(const QuantizeShape& shape, const Block& block, std::int64_t n,
                                float largest, std::uint8_t* out) {
   const std::int64_t whole = whole_groups(n);
@@ -178,65 +178,49 @@ HWY_NOINLINE void write_record(const QuantizeShape& shape, const Block& block, s
       const QuantizeScale scale = quantize_scale(base, quantize_levels(shape.bits));
       std::memcpy(out, &scale.scale, sizeof scale.scale);
       if (shape.bits == 1) {
-        return write_codes<kStochastic, kKeep>(SignCoder(scale), block, 0, whole);
+        return write_codes<kStochastic, kRest>(SignCoder(scale), block, 0, whole);
       }
-      return write_codes<kStochastic, kKeep>(LevelCoder(scale, shape.bits), block, 0, whole);
+      return write_codes<kStochastic, kRest>(LevelCoder(scale, shape.bits), block, 0, whole);
     }
     case QuantizeKind::kMaxMin: {
       const QuantizeRange range = range_of(block.values, n, shape.bits);
       std::memcpy(out, &range.least, sizeof range.least);
       std::memcpy(out + sizeof range.least, &range.largest, sizeof range.largest);
-      return write_codes<kStochastic, kKeep>(StepCoder(range, shape.bits), block, 0, whole);
+      return write_codes<kStochastic, kRest>(StepCoder(range, shape.bits), block, 0, whole);
     }
     case QuantizeKind::kNatural: {
       const QuantizePowers powers = quantize_powers_of(largest, shape.bits);
       out[0] = static_cast<std::uint8_t>(powers.base);
-      return write_codes<true, kKeep>(PowerCoder(powers, shape.bits), block, 0, whole);
+      if constexpr (kStochastic) {
+        write_codes<true, kRest>(PowerCoder(powers, shape.bits), block, 0, whole);
+      }
+      return;
     }
     case QuantizeKind::kMx:
       break;
   }
   const MxFormat format = mx_format(shape.element);
-  const auto write_blocks = [&](auto mantissa) HWY_ATTR {
-    for (std::int64_t at = 0; at < n; at += shape.block) {
-      const std::int64_t end = std::min(at + shape.block, whole);
-      const float of_block = largest_of(block.values + at, std::min(end, n) - at);
-      const std::uint8_t scale = mx_scale(format, of_block, kStochastic);
-      *out++ = scale;
-      write_codes<kStochastic, kKeep>(MxCoder<mantissa.value>(format, scale), block, at, end);
-    }
-  };
-  if (format.mantissa == 1) return write_blocks(std::integral_constant<int, 1>());
-  if (format.mantissa == 2) return write_blocks(std::integral_constant<int, 2>());
-  write_blocks(std::integral_constant<int, 3>());
-}
-
-void write_record(const QuantizeEncode& args, const Block& block, Keep keep, std::int64_t n,
-                  float largest, std::uint8_t* out) {
-  const auto with_keep = [&](auto stochastic) {
-    switch (keep) {
-      case Keep::kRest:
-        return write_record<stochastic.value, Keep::kRest>(args.shape, block, n, largest, out);
-      case Keep::kStreamRest:
-        return write_record<stochastic.value, Keep::kStreamRest>(args.shape, block, n, largest,
-                                                                 out);
-      case Keep::kValue:
-        return write_record<stochastic.value, Keep::kValue>(args.shape, block, n, largest, out);
-    }
-  };
-  args.stochastic ? with_keep(std::true_type()) : with_keep(std::false_type());
+  for (std::int64_t at = 0; at < n; at += shape.block) {
+    const std::int64_t end = std::min(at + shape.block, whole);
+    const float of_block = largest_of(block.values + at, std::min(end, n) - at);
+    const std::uint8_t scale = mx_scale(format, of_block, kStochastic);
+    *out++ = scale;
+    write_codes<kStochastic, kRest>(MxCoder(format, scale), block, at, end);
+  }
 }
 
 // The record of the n values at `block.values`, the first of which is element `begin` of the
 // tensor.
-void encode_record(const QuantizeEncode& args, Scratch& scratch, const Block& block, Keep keep,
+template <bool kRest>
+void encode_record(const QuantizeEncode& args, Scratch& scratch, const Block& block,
                    std::int64_t begin, std::int64_t n, float largest, std::uint8_t* out) {
   if (args.stochastic) {
     for (std::int64_t i = 0; i < n; i += kGroup) {
       group_noise(args.random, static_cast<std::uint64_t>((begin + i) / kGroup), scratch.noise + i);
     }
   }
-  write_record(args, block, keep, n, largest, out);
+  args.stochastic ? write_record<true, kRest>(args.shape, block, n, largest, out)
+                  : write_record<false, kRest>(args.shape, block, n, largest, out);
   out += args.shape.head_bytes(n);
   if (args.shape.kind == QuantizeKind::kTernGrad) return pack_trits(scratch.codes, n, out);
   const std::int64_t whole = whole_groups(n);
@@ -251,9 +235,8 @@ void encode_plain(const QuantizeEncode& args, Scratch& scratch, std::int64_t beg
   float* next = args.next == nullptr ? nullptr : args.next + begin;
   const bool in_place = next != nullptr && whole_groups(n) == n;
   const Block block{scratch.values, scratch.noise, scratch.codes,
-                    in_place || next == nullptr ? next : scratch.kept};
-  encode_record(args, scratch, block, stream && in_place ? Keep::kStreamRest : Keep::kRest, begin,
-                n, largest, out);
+                    in_place || next == nullptr ? next : scratch.kept, stream && in_place};
+  encode_record<true>(args, scratch, block, begin, n, largest, out);
   if (next != nullptr && !in_place) std::copy(scratch.kept, scratch.kept + n, next);
 }
 
@@ -276,9 +259,9 @@ void encode_rotated(const QuantizeEncode& args, Scratch& scratch, std::int64_t b
   for (std::int64_t at = 0; at < n; at += shape.record()) {
     const std::int64_t size = std::min(shape.record(), n - at);
     const Block block{scratch.rotated + at, scratch.noise, scratch.codes,
-                      args.next == nullptr ? nullptr : scratch.kept + at};
-    encode_record(args, scratch, block, Keep::kValue, begin + at, size,
-                  largest_of(block.values, size), out);
+                      args.next == nullptr ? nullptr : scratch.kept + at, false};
+    encode_record<false>(args, scratch, block, begin + at, size, largest_of(block.values, size),
+                         out);
     out += shape.record_bytes(size);
   }
   if (args.next == nullptr) return;
@@ -358,18 +341,13 @@ bool read_record(const std::uint8_t* in, const QuantizeShape& shape, std::int64_
       break;
   }
   const MxFormat format = mx_format(shape.element);
-  const auto read_blocks = [&](auto mantissa) HWY_ATTR {
-    for (std::int64_t at = 0; at < n; at += shape.block) {
-      const std::uint8_t scale = *in++;
-      if (!mx_valid(shape, scale)) return false;
-      read_codes(MxReader<mantissa.value>(format, mx_unit(scale)), codes, at,
-                 std::min(at + shape.block, whole), values);
-    }
-    return true;
-  };
-  if (format.mantissa == 1) return read_blocks(std::integral_constant<int, 1>());
-  if (format.mantissa == 2) return read_blocks(std::integral_constant<int, 2>());
-  return read_blocks(std::integral_constant<int, 3>());
+  for (std::int64_t at = 0; at < n; at += shape.block) {
+    const std::uint8_t scale = *in++;
+    if (!mx_valid(shape, scale)) return false;
+    read_codes(MxReader(format, mx_unit(scale)), codes, at, std::min(at + shape.block, whole),
+               values);
+  }
+  return true;
 }
 
 // Calls use(begin, elements, values) for every unit in order; false at a scale that no encoder

@@ -1,7 +1,8 @@
 // Speed of the codecs on one core, each beside the probe `r = g + r` (two reads and a write) over
 // the gradient's bytes as fp32, measured in turns so that a busy machine slows both.
 //
-//   codecs_bench [--elements N] [--layer N] [--dtype T] [--rounds R] [--json FILE] [SPEC...]
+//   codecs_bench [--elements N] [--layer N] [--dtype T] [--rounds R] [--threads N] [--json FILE]
+//                [SPEC...]
 //
 // A SPEC "kth-value:DENSITY" measures the selection alone: the magnitude that this share of the
 // gradient reaches, beside std::nth_element over the magnitudes.
@@ -13,11 +14,19 @@
 //
 // A linear codec's rows are matrices, from such a set too; "encode" is all that one rank computes
 // in a step: projections and absorbs, of the wire's mean its own projection.
+//
+// --threads N: the same rows for one thread alone and for N at once, each bound to a core and with
+// tensors of its own. "gain" is how much more N encode in a time than one does, and what that would
+// be by the threads' processor time, which other programs take nothing of; the shares are encode's
+// of the probe alone, and of N probes at once.
 
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
+#include <barrier>
 #include <bit>
 #include <charconv>
 #include <chrono>
@@ -25,6 +34,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <memory>
@@ -32,6 +42,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -63,6 +74,7 @@ struct Arguments {
   std::int64_t layer = 4'194'304;
   DType dtype = DType::kF32;
   int rounds = 7;
+  int threads = 1;
   std::string json;
   std::vector<std::string> specs;
 };
@@ -147,8 +159,7 @@ struct Layer {
         sum(static_cast<std::size_t>(n) * sizeof(float)),
         body(codec.payload->slot_bytes(n)) {
     fill_noise(probed.floats(), seed);
-    const TensorView whole{grad.data, n + kSteps * kStepElements, dtype};
-    visit(whole, [&](auto* values) {
+    visit(TensorView{grad.data, n + kSteps * kStepElements, dtype}, [&](auto* values) {
       using T = std::remove_pointer_t<decltype(values)>;
       std::transform(probed.floats().begin(), probed.floats().end(), values, from_float<T>);
     });
@@ -161,8 +172,8 @@ struct Layer {
   }
   TensorView grad_of(int step) const {
     const std::int64_t begin = (step % kSteps + kSteps) % kSteps * kStepElements;
-    return TensorView{grad.data, grad.elements + begin, grad.dtype}.slice(begin,
-                                                                          grad.elements + begin);
+    return TensorView{grad.data, begin + grad.elements, grad.dtype}.slice(begin,
+                                                                          begin + grad.elements);
   }
 };
 
@@ -212,68 +223,157 @@ double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, st
          static_cast<double>(std::count(values.begin(), values.end(), 0.0F));
 }
 
-Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers, int rounds) {
-  std::vector<Layer> set;
-  for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, n, dtype, 2 * i + 1);
-  Buffer workspace(codec.payload->workspace_bytes(n));
+// The layers of a payload codec that one thread goes through. All times are sums over them.
+class PayloadSet {
+ public:
+  PayloadSet(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers,
+             std::uint64_t seed = 0)
+      : codec_(*codec.payload), workspace_(codec_.workspace_bytes(n)) {
+    for (std::size_t i = 0; i < layers; ++i)
+      layers_.emplace_back(codec, n, dtype, seed + 2 * i + 1);
+    if (codec_.memory_needs(n).state == 0) return;
+    for (int step = -kCarriedSteps; step < -1; ++step) encode(step);
+  }
+  const Layer& last() const { return layers_.back(); }
+  std::size_t layers() const { return layers_.size(); }
 
-  Row row{.spec = codec.spec, .elements = n, .gradient_bytes = set.back().grad.bytes()};
+  double encode(int round) {
+    const Context ctx{.workspace = workspace_.bytes(), .step = static_cast<std::uint64_t>(round)};
+    return over_all([&](Layer& layer) {
+      const double s = seconds([&] {
+        layer.bytes =
+            codec_.encode(ctx, layer.grad_of(round), layer.memory.get(), layer.body).bytes;
+      });
+      if (layer.memory) layer.memory->commit();
+      return s;
+    });
+  }
+  double probe() {
+    return over_all([&](Layer& layer) {
+      const auto grad = layer.grad_bytes.floats().first(layer.grad.bytes() / sizeof(float));
+      return seconds([&] { thinwire::probe(grad, layer.probed.floats()); });
+    });
+  }
+  double sum() {
+    return over_all([&](Layer& layer) {
+      std::array<std::span<const std::byte>, kSenders> bodies;
+      bodies.fill(std::span<const std::byte>(layer.body).first(layer.bytes));
+      return seconds([&] {
+        codec_.sum({.workspace = workspace_.bytes()}, bodies, kWeight, layer.sum.floats());
+      });
+    });
+  }
+  double decode() {
+    return over_all([&](Layer& layer) {
+      const auto body = std::span<const std::byte>(layer.body).first(layer.bytes);
+      const TensorView out{layer.sum.bytes().data(), layer.grad.elements, layer.grad.dtype};
+      return seconds([&] { codec_.decode({.workspace = workspace_.bytes()}, body, out); });
+    });
+  }
+
+ private:
+  template <typename F>
+  double over_all(F&& f) {
+    double total = 0;
+    for (Layer& layer : layers_) total += f(layer);
+    return total;
+  }
+
+  const PayloadCodec& codec_;
+  Buffer workspace_;
+  std::vector<Layer> layers_;
+};
+
+// The same for a linear codec and matrices; encode is a whole step of one rank.
+class LinearSet {
+ public:
+  LinearSet(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
+            std::uint64_t seed = 0)
+      : codec_(*codec.linear),
+        shape_(shape),
+        state_(codec_.round_state_bytes(shape)),
+        wire_(static_cast<std::size_t>(shape[0] * shape[1]) * sizeof(float)) {
+    const auto bytes = static_cast<std::size_t>(shape[0] * shape[1]) * size_bytes(dtype);
+    const std::size_t layers = std::min<std::size_t>(kColdBytes / bytes + 1, 64);
+    layers_.reserve(layers);
+    for (std::size_t i = 0; i < layers; ++i) {
+      layers_.emplace_back(codec, shape, dtype, seed + 2 * i + 1);
+    }
+  }
+  const LinearLayer& last() const { return layers_.back(); }
+  std::size_t layers() const { return layers_.size(); }
+  // That the last step of a layer put on the wire.
+  std::size_t sent_bytes() const { return sent_bytes_; }
+
+  double encode(int round) {
+    double total = 0;
+    for (LinearLayer& layer : layers_) {
+      total += seconds([&] { step(static_cast<std::uint64_t>(round + 1), layer); });
+      layer.memory.commit();
+    }
+    return total;
+  }
+  double probe() {
+    double total = 0;
+    for (LinearLayer& layer : layers_) {
+      total += seconds([&] { thinwire::probe(layer.grad_bytes.floats(), layer.probed.floats()); });
+    }
+    return total;
+  }
+
+ private:
+  void step(std::uint64_t step, LinearLayer& layer) {
+    const Context ctx{.step = step};
+    const LinearCodec::Tensor tensor{.grad = layer.grad,
+                                     .shape = shape_,
+                                     .memory = &layer.memory,
+                                     .round_state = state_.bytes()};
+    sent_bytes_ = 0;
+    for (int round = 0; round < codec_.rounds(step); ++round) {
+      const auto n = static_cast<std::size_t>(codec_.round_elements(shape_, round, step));
+      const auto values = wire_.floats().first(n);
+      codec_.project(ctx, round, tensor, values);
+      codec_.absorb(ctx, round, values, tensor);
+      sent_bytes_ += n * sizeof(float);
+    }
+  }
+
+  const LinearCodec& codec_;
+  std::span<const std::int64_t> shape_;
+  Buffer state_;
+  Buffer wire_;
+  std::vector<LinearLayer> layers_;
+  std::size_t sent_bytes_ = 0;
+};
+
+std::string label(const Codec& codec, std::span<const std::int64_t> shape) {
+  return codec.spec + " " + std::to_string(shape[0]) + "x" + std::to_string(shape[1]);
+}
+
+Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers, int rounds) {
+  PayloadSet set(codec, n, dtype, layers);
+  Row row{.spec = codec.spec, .elements = n, .gradient_bytes = set.last().grad.bytes()};
   std::vector<double> probes;
   std::vector<double> encodes;
   std::vector<double> shares;
   std::vector<double> sums;
   std::vector<double> decodes;
-  const auto encode = [&](int round) {
-    double total = 0;
-    for (Layer& layer : set) {
-      const Context ctx{.workspace = workspace.bytes(), .step = static_cast<std::uint64_t>(round)};
-      total += seconds([&] {
-        layer.bytes =
-            codec.payload->encode(ctx, layer.grad_of(round), layer.memory.get(), layer.body).bytes;
-      });
-      if (layer.memory) layer.memory->commit();
-    }
-    return total;
-  };
-  const auto run_probe = [&] {
-    double total = 0;
-    for (Layer& layer : set) {
-      const auto grad = layer.grad_bytes.floats().first(layer.grad.bytes() / sizeof(float));
-      total += seconds([&] { probe(grad, layer.probed.floats()); });
-    }
-    return total;
-  };
   // The first round warms up pages, clocks and branch predictors and is not counted.
-  const int uncounted = codec.payload->memory_needs(n).state > 0 ? kCarriedSteps : 1;
-  for (int step = 1; step < uncounted; ++step) encode(step - uncounted);
   for (int round = -1; round < rounds; ++round) {
     double probe_s = 0;
     double encode_s = 0;
     if (round % 2 == 0) {
-      probe_s = run_probe();
-      encode_s = encode(round);
+      probe_s = set.probe();
+      encode_s = set.encode(round);
     } else {
-      encode_s = encode(round);
-      probe_s = run_probe();
+      encode_s = set.encode(round);
+      probe_s = set.probe();
     }
-    double sum_s = 0;
-    for (Layer& layer : set) {
-      std::array<std::span<const std::byte>, kSenders> bodies;
-      bodies.fill(std::span<const std::byte>(layer.body).first(layer.bytes));
-      sum_s += seconds([&] {
-        codec.payload->sum({.workspace = workspace.bytes()}, bodies, kWeight, layer.sum.floats());
-      });
-    }
-    double decode_s = 0;
-    for (Layer& layer : set) {
-      const auto body = std::span<const std::byte>(layer.body).first(layer.bytes);
-      const TensorView out{layer.sum.bytes().data(), n, dtype};
-      decode_s +=
-          seconds([&] { codec.payload->decode({.workspace = workspace.bytes()}, body, out); });
-    }
+    const double sum_s = set.sum();
+    const double decode_s = set.decode();
     if (round < 0) {
-      row.bytes = set.back().bytes;
-      row.kept = count_kept(*codec.payload, std::span(set.back().body).first(row.bytes), n);
+      row.bytes = set.last().bytes;
+      row.kept = count_kept(*codec.payload, std::span(set.last().body).first(row.bytes), n);
       continue;
     }
     const auto count = static_cast<double>(layers);
@@ -341,62 +441,140 @@ std::array<Row, 2> measure_kth(double density, std::int64_t n, int rounds) {
   return {row, library};
 }
 
-// Floats that one step put on the wire.
-std::int64_t run_linear_step(const LinearCodec& codec, std::span<const std::int64_t> shape,
-                             std::uint64_t step, LinearLayer& layer, Buffer& state, Buffer& wire) {
-  const Context ctx{.step = step};
-  const LinearCodec::Tensor tensor{
-      .grad = layer.grad, .shape = shape, .memory = &layer.memory, .round_state = state.bytes()};
-  std::int64_t floats = 0;
-  for (int round = 0; round < codec.rounds(step); ++round) {
-    const std::int64_t n = codec.round_elements(shape, round, step);
-    const auto values = wire.floats().first(static_cast<std::size_t>(n));
-    codec.project(ctx, round, tensor, values);
-    codec.absorb(ctx, round, values, tensor);
-    floats += n;
-  }
-  return floats;
-}
-
 Row measure_linear(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
                    int rounds) {
-  const std::int64_t n = shape[0] * shape[1];
-  std::vector<LinearLayer> set;
-  const std::size_t layers =
-      std::min<std::size_t>(kColdBytes / (static_cast<std::size_t>(n) * size_bytes(dtype)) + 1, 64);
-  set.reserve(layers);
-  for (std::size_t i = 0; i < layers; ++i) set.emplace_back(codec, shape, dtype, 2 * i + 1);
-  Buffer state(codec.linear->round_state_bytes(shape));
-  Buffer wire(static_cast<std::size_t>(n) * sizeof(float));
-  Row row{.spec = codec.spec + " " + std::to_string(shape[0]) + "x" + std::to_string(shape[1]),
-          .elements = n,
-          .gradient_bytes = set.back().grad.bytes(),
-          .kept = static_cast<double>(n)};
+  LinearSet set(codec, shape, dtype);
+  const auto layers = static_cast<double>(set.layers());
+  Row row{.spec = label(codec, shape),
+          .elements = set.last().grad.elements,
+          .gradient_bytes = set.last().grad.bytes(),
+          .kept = static_cast<double>(set.last().grad.elements)};
   std::vector<double> probes;
   std::vector<double> steps;
   std::vector<double> shares;
   for (int round = -1; round < rounds; ++round) {
-    double step_s = 0;
-    double probe_s = 0;
-    for (LinearLayer& layer : set) {
-      step_s += seconds([&] {
-        row.bytes = sizeof(float) * static_cast<std::size_t>(run_linear_step(
-                                        *codec.linear, shape, static_cast<std::uint64_t>(round + 1),
-                                        layer, state, wire));
-      });
-      layer.memory.commit();
-    }
-    for (LinearLayer& layer : set) {
-      probe_s += seconds([&] { probe(layer.grad_bytes.floats(), layer.probed.floats()); });
-    }
+    const double step_s = set.encode(round);
+    const double probe_s = set.probe();
+    row.bytes = set.sent_bytes();
     if (round < 0) continue;
-    probes.push_back(probe_s / static_cast<double>(layers));
-    steps.push_back(step_s / static_cast<double>(layers));
+    probes.push_back(probe_s / layers);
+    steps.push_back(step_s / layers);
     shares.push_back(probe_s / step_s);
   }
   row.probe_s = spread(probes);
   row.encode_s = spread(steps);
   row.share = spread(shares);
+  return row;
+}
+
+// ---- Several threads at once.
+
+// The cores that this process may use.
+std::vector<int> cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {};
+  std::vector<int> all;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &allowed)) all.push_back(i);
+  }
+  return all;
+}
+
+double thread_cpu_s() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / kNanoseconds;
+}
+
+struct Times {
+  double wall_s = 0;  // from the common start to the end of the last
+  double cpu_s = 0;   // of a thread, mean
+};
+
+// Calls f(i) for i < count on a thread each, bound to the i-th core, all at once.
+template <typename F>
+Times at_once(std::size_t count, F&& f) {
+  const std::vector<int> all = cores();
+  std::barrier start(static_cast<std::ptrdiff_t>(count));
+  std::vector<double> begins(count);
+  std::vector<double> ends(count);
+  std::vector<double> cpus(count);
+  const auto now = [] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  };
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < count; ++i) {
+    threads.emplace_back([&, i] {
+      cpu_set_t core;
+      CPU_ZERO(&core);
+      CPU_SET(all[i], &core);
+      (void)pthread_setaffinity_np(pthread_self(), sizeof core, &core);
+      start.arrive_and_wait();
+      begins[i] = now();
+      const double cpu = thread_cpu_s();
+      f(i);
+      cpus[i] = thread_cpu_s() - cpu;
+      ends[i] = now();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Times times{.wall_s = *std::max_element(ends.begin(), ends.end()) -
+                        *std::min_element(begins.begin(), begins.end())};
+  for (const double cpu : cpus) times.cpu_s += cpu / static_cast<double>(count);
+  return times;
+}
+
+struct ThreadsRow {
+  std::string spec;
+  std::int64_t elements = 0;
+  int threads = 0;
+  double gradient_bytes = 0;  // of a thread
+  Spread probe_one_s = {};
+  Spread probe_all_s = {};
+  Spread encode_one_s = {};
+  Spread encode_all_s = {};
+  Spread gain = {};
+  Spread cpu_gain = {};
+  Spread share_one = {};
+  Spread share_all = {};
+};
+
+// `sets`: one a thread, all alike.
+template <typename Set>
+ThreadsRow measure_threads(std::string spec, std::vector<std::unique_ptr<Set>> sets, int rounds) {
+  const std::size_t threads = sets.size();
+  const TensorView grad = sets[0]->last().grad;
+  ThreadsRow row{
+      .spec = std::move(spec),
+      .elements = grad.elements,
+      .threads = static_cast<int>(threads),
+      .gradient_bytes = static_cast<double>(grad.bytes()) * static_cast<double>(sets[0]->layers())};
+  std::array<std::vector<double>, 8> values;
+  for (int round = -1; round < rounds; ++round) {
+    const auto encode = [&](std::size_t i) { sets[i]->encode(round); };
+    const auto probe = [&](std::size_t i) { sets[i]->probe(); };
+    const Times probe_one = at_once(1, probe);
+    const Times encode_one = at_once(1, encode);
+    const Times encode_all = at_once(threads, encode);
+    const Times probe_all = at_once(threads, probe);
+    if (round < 0) continue;
+    const auto count = static_cast<double>(threads);
+    const double each[] = {probe_one.wall_s,
+                           probe_all.wall_s,
+                           encode_one.wall_s,
+                           encode_all.wall_s,
+                           count * encode_one.wall_s / encode_all.wall_s,
+                           count * encode_one.cpu_s / encode_all.cpu_s,
+                           probe_one.wall_s / encode_one.wall_s,
+                           probe_all.wall_s / encode_all.wall_s};
+    for (std::size_t i = 0; i < values.size(); ++i) values[i].push_back(each[i]);
+  }
+  Spread* const fields[] = {&row.probe_one_s,  &row.probe_all_s, &row.encode_one_s,
+                            &row.encode_all_s, &row.gain,        &row.cpu_gain,
+                            &row.share_one,    &row.share_all};
+  for (std::size_t i = 0; i < values.size(); ++i) *fields[i] = spread(values[i]);
   return row;
 }
 
@@ -407,8 +585,8 @@ double gigabytes_per_s(const Row& row, double s) {
 double bits_per_kept(const Row& row) { return static_cast<double>(row.bytes) * 8 / row.kept; }
 
 void print(const Row& row) {
-  if (row.sum_s.median == 0) {  // nothing to sum or decode
-    std::printf("%-36s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8s %8s %8s  %11zu %7.2f\n",
+  if (row.sum_s.median == 0) {  // of a linear codec
+    std::printf("%-39s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8s %8s %8s  %11zu %7.2f\n",
                 row.spec.c_str(), static_cast<long long>(row.elements),
                 gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
                 row.share.median, row.share.least, row.share.most, "-", "-", "-", row.bytes,
@@ -416,7 +594,7 @@ void print(const Row& row) {
     std::fflush(stdout);
     return;
   }
-  std::printf("%-36s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f %8.2f  %11zu %7.2f\n",
+  std::printf("%-39s %10lld  %7.2f %7.2f  %5.2f [%.2f, %.2f]  %8.2f %8.2f %8.2f  %11zu %7.2f\n",
               row.spec.c_str(), static_cast<long long>(row.elements),
               gigabytes_per_s(row, row.probe_s.median), gigabytes_per_s(row, row.encode_s.median),
               row.share.median, row.share.least, row.share.most,
@@ -426,18 +604,45 @@ void print(const Row& row) {
   std::fflush(stdout);
 }
 
-std::string json(const Row& row) {
-  const auto field = [](const char* key, const Spread& s) {
-    return std::string(",\"") + key + "\":[" + std::to_string(s.median * 1e6) + "," +
-           std::to_string(s.least * 1e6) + "," + std::to_string(s.most * 1e6) + "]";
+void print(const ThreadsRow& row) {
+  const auto rate = [&](const Spread& s, int threads) {
+    return row.gradient_bytes * threads / 1e9 / s.median;
   };
+  std::printf(
+      "%-39s %10lld  %7.2f %7.2f  %7.2f %7.2f  %5.2f [%.2f, %.2f] %5.2f [%.2f, %.2f]  %5.2f "
+      "%5.2f\n",
+      row.spec.c_str(), static_cast<long long>(row.elements), rate(row.probe_one_s, 1),
+      rate(row.probe_all_s, row.threads), rate(row.encode_one_s, 1),
+      rate(row.encode_all_s, row.threads), row.gain.median, row.gain.least, row.gain.most,
+      row.cpu_gain.median, row.cpu_gain.least, row.cpu_gain.most, row.share_one.median,
+      row.share_all.median);
+  std::fflush(stdout);
+}
+
+std::string json_field(const char* key, const Spread& s, double factor) {
+  return std::string(",\"") + key + "\":[" + std::to_string(s.median * factor) + "," +
+         std::to_string(s.least * factor) + "," + std::to_string(s.most * factor) + "]";
+}
+
+std::string json(const ThreadsRow& row) {
+  return "{\"spec\":\"" + row.spec + "\",\"elements\":" + std::to_string(row.elements) +
+         ",\"threads\":" + std::to_string(row.threads) +
+         ",\"gradient_bytes\":" + std::to_string(row.gradient_bytes) +
+         json_field("probe_one_us", row.probe_one_s, 1e6) +
+         json_field("probe_all_us", row.probe_all_s, 1e6) +
+         json_field("encode_one_us", row.encode_one_s, 1e6) +
+         json_field("encode_all_us", row.encode_all_s, 1e6) + json_field("gain", row.gain, 1) +
+         json_field("cpu_gain", row.cpu_gain, 1) + json_field("share_one", row.share_one, 1) +
+         json_field("share_all", row.share_all, 1) + "}";
+}
+
+std::string json(const Row& row) {
   return "{\"spec\":\"" + row.spec + "\",\"elements\":" + std::to_string(row.elements) +
          ",\"bytes\":" + std::to_string(row.bytes) +
          ",\"bits_per_kept\":" + std::to_string(bits_per_kept(row)) +
-         field("probe_us", row.probe_s) + field("encode_us", row.encode_s) +
-         field("sum_us", row.sum_s) + field("decode_us", row.decode_s) + ",\"share\":[" +
-         std::to_string(row.share.median) + "," + std::to_string(row.share.least) + "," +
-         std::to_string(row.share.most) + "]}";
+         json_field("probe_us", row.probe_s, 1e6) + json_field("encode_us", row.encode_s, 1e6) +
+         json_field("sum_us", row.sum_s, 1e6) + json_field("decode_us", row.decode_s, 1e6) +
+         json_field("share", row.share, 1) + "}";
 }
 
 std::string machine() {
@@ -483,12 +688,18 @@ Arguments parse(std::span<char*> words) {
       arguments.dtype = dtype_of(value);
     } else if (word == "--rounds") {
       arguments.rounds = static_cast<int>(number(word, value));
+    } else if (word == "--threads") {
+      arguments.threads = static_cast<int>(number(word, value));
+      if (static_cast<std::size_t>(arguments.threads) > cores().size()) {
+        throw InvalidArgument("--threads " + std::string(value) + ": this process may use " +
+                              std::to_string(cores().size()) + " cores");
+      }
     } else if (word == "--json") {
       arguments.json = value;
     } else {
       throw InvalidArgument(std::string(word) +
-                            ": expected --elements, --layer, --dtype, --rounds, --json or a "
-                            "codec's spec");
+                            ": expected --elements, --layer, --dtype, --rounds, --threads, "
+                            "--json or a codec's spec");
     }
   }
   if (arguments.specs.empty()) {
@@ -521,6 +732,30 @@ Arguments parse(std::span<char*> words) {
   return arguments;
 }
 
+void print_heading(const Arguments& arguments, const std::string& command) {
+  const bool alone = arguments.threads == 1;
+  std::printf(
+      "# machine: %s, %s\n# compiler: %s\n# SIMD target: %s\n# command: %s\n", machine().c_str(),
+      alone ? "one core" : ("1 and " + std::to_string(arguments.threads) + " cores").c_str(),
+      TW_COMPILER, simd_target().c_str(), command.c_str());
+  const std::string dtype(name(arguments.dtype));
+  if (alone) {
+    std::printf(
+        "# GB/s of %s gradient; share: probe time / encode time, pairs in turns, median "
+        "[least, most] of %d\n",
+        dtype.c_str(), arguments.rounds);
+    std::printf("# %-37s %10s  %7s %7s  %-18s  %8s %8s %8s  %11s %7s\n", "codec", "elements",
+                "probe", "encode", "share", "sum GB/s", "ns/kept", "decode", "bytes", "bits");
+    return;
+  }
+  std::printf(
+      "# GB/s of %s gradient, of one thread alone and of %d at once in all; medians, [least, most] "
+      "of %d\n",
+      dtype.c_str(), arguments.threads, arguments.rounds);
+  std::printf("# %-37s %10s  %15s  %15s  %-18s %-18s  %11s\n", "codec", "elements", "probe",
+              "encode", "gain", "gain by cpu time", "share");
+}
+
 void run(std::span<char*> words) {
   const Arguments arguments = parse(words);
   std::string command;
@@ -535,38 +770,50 @@ void run(std::span<char*> words) {
     codecs.push_back(make_codec(spec));
     if (codecs.back().is_none()) throw InvalidArgument(spec + ": expected a codec");
   }
-  std::printf("# machine: %s, one core\n# compiler: %s\n# SIMD target: %s\n# command: %s\n",
-              machine().c_str(), TW_COMPILER, simd_target().c_str(), command.c_str());
-  std::printf(
-      "# GB/s of %s gradient; share: probe time / encode time, pairs in turns, median "
-      "[least, most] of %d\n",
-      std::string(name(arguments.dtype)).c_str(), arguments.rounds);
-  std::printf("# %-34s %10s  %7s %7s  %-18s  %8s %8s %8s  %11s %7s\n", "codec", "elements", "probe",
-              "encode", "share", "sum GB/s", "ns/kept", "decode", "bytes", "bits");
+  print_heading(arguments, command);
   std::ofstream lines;
   if (!arguments.json.empty()) lines.open(arguments.json);
-  const std::size_t layers =
-      kColdBytes / (static_cast<std::size_t>(arguments.layer) * size_bytes(arguments.dtype)) + 1;
-  const auto report = [&](const Row& row) {
+  const auto report = [&](const auto& row) {
     print(row);
     if (lines.is_open()) lines << json(row) << '\n';
   };
+  // Measures what make(seed) gives, or as many of them as there are threads.
+  const auto measure_one = [&](const std::string& spec, auto&& make, auto&& alone) {
+    if (arguments.threads == 1) return report(alone());
+    std::vector<std::decay_t<decltype(make(0))>> sets;
+    for (int i = 0; i < arguments.threads; ++i) {
+      sets.push_back(make(1000 * static_cast<std::uint64_t>(i)));
+    }
+    report(measure_threads(spec, std::move(sets), arguments.rounds));
+  };
+  const std::size_t layer_bytes =
+      static_cast<std::size_t>(arguments.layer) * size_bytes(arguments.dtype);
+  const std::size_t layers = std::min<std::size_t>(kColdBytes / layer_bytes + 1, 64);
   for (const double density : kth_values) {
     for (const Row& row : measure_kth(density, arguments.elements, arguments.rounds)) report(row);
   }
   for (const Codec& codec : codecs) {
     if (codec.linear) {
       for (const auto& shape : kMatrices) {
-        report(measure_linear(codec, shape, arguments.dtype, arguments.rounds));
+        measure_one(
+            label(codec, shape),
+            [&](std::uint64_t seed) {
+              return std::make_unique<LinearSet>(codec, shape, arguments.dtype, seed);
+            },
+            [&] { return measure_linear(codec, shape, arguments.dtype, arguments.rounds); });
       }
       continue;
     }
-    for (const bool layered : {false, true}) {
-      const Row row =
-          layered ? measure(codec, arguments.layer, arguments.dtype,
-                            std::min<std::size_t>(layers, 64), arguments.rounds)
-                  : measure(codec, arguments.elements, arguments.dtype, 1, arguments.rounds);
-      report(row);
+    for (const auto& [n, count] :
+         {std::pair(arguments.elements, std::size_t{1}), std::pair(arguments.layer, layers)}) {
+      measure_one(
+          codec.spec,
+          [&, n = n, count = count](std::uint64_t seed) {
+            return std::make_unique<PayloadSet>(codec, n, arguments.dtype, count, seed);
+          },
+          [&, n = n, count = count] {
+            return measure(codec, n, arguments.dtype, count, arguments.rounds);
+          });
     }
   }
 }

@@ -54,7 +54,8 @@ const std::vector<Codec>& codecs() {
                              "q6,kind=mx,element=e3m2",
                              "q4,kind=mx",
                              "q4,rotate",
-                             "q3,kind=maxmin,rotate"}) {
+                             "q3,kind=maxmin,rotate",
+                             "lowrank:3"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

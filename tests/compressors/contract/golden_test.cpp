@@ -61,6 +61,7 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "dct:32",
                                   "dct:8,values=q8",
                                   "dct:3,tile=16,values=fp32",
+                                  "lowrank:2",
                                   "topk:0.1,values=q8,select=carried"};
 
 std::string path(const std::string& spec) {

@@ -84,6 +84,12 @@ std::vector<ContractCase> onebits() {
           {.spec = "onebit,block=4096", .block = 4096, .fp64 = true}};
 }
 
+std::vector<ContractCase> lowranks() {
+  // The squares sent are those of the subspace found: all of a matrix of equal values.
+  return {{.spec = "lowrank:1", .least_sent = 0.005, .one_scale = true},
+          {.spec = "lowrank:6", .least_sent = 0.03, .large = true, .one_scale = true}};
+}
+
 std::vector<ContractCase> dcts() {
   // Sends at least keep / tile of the squares of every tile, less what rounding takes: 2^-16 of a
   // bf16's square, and with 8 bits a quarter of (1 / 127)^2 of the largest for each one kept.
@@ -104,6 +110,7 @@ INSTANTIATE_TEST_SUITE_P(Quantize, PayloadCodecContract, testing::ValuesIn(quant
 INSTANTIATE_TEST_SUITE_P(Lossless, PayloadCodecContract, testing::ValuesIn(losslesses()));
 INSTANTIATE_TEST_SUITE_P(OneBit, PayloadCodecContract, testing::ValuesIn(onebits()));
 INSTANTIATE_TEST_SUITE_P(Dct, PayloadCodecContract, testing::ValuesIn(dcts()));
+INSTANTIATE_TEST_SUITE_P(LowRank, PayloadCodecContract, testing::ValuesIn(lowranks()));
 
 }  // namespace
 }  // namespace thinwire

@@ -173,6 +173,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Bad{"galore", 0, 6, "galore:4"}, Bad{"galore:0", 7, 1, "galore:1"},
                     Bad{"galore:4,refresh=0", 17, 1, "galore:4,refresh=1"},
                     Bad{"galore:4,refresh=10001", 17, 5, "galore:4,refresh=10000"},
+                    Bad{"lowrank", 0, 7, "lowrank:4"}, Bad{"lowrank:65", 8, 2, "lowrank:64"},
                     Bad{"galore:4,ef=off", 12, 3, "galore:4,ef=on"}));
 
 INSTANTIATE_TEST_SUITE_P(
