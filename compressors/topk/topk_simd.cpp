@@ -31,6 +31,7 @@ using I = hn::RebindToSigned<F>;
 // each page on its own, and none across its end, so several at a time hide more of the latency.
 constexpr std::size_t kLine = 16;
 constexpr std::size_t kPage = 1024;
+constexpr std::size_t kPages = kChunkElements / kPage;
 
 // One bit an element that may be a candidate; vectors of fewer than 8 lanes take a byte each.
 struct Hits {
@@ -65,6 +66,10 @@ struct Chunk {
   const float* residual;
   float* next;
   std::size_t count;
+  // The whole chunk of fp32 behind it, of each input; null: there is none.
+  const float* grad_ahead = nullptr;
+  const float* residual_ahead = nullptr;
+  const float* velocity_ahead = nullptr;
 };
 
 // Elements [at, at + 16).
@@ -102,10 +107,7 @@ HWY_INLINE void scan_lines(const Chunk chunk, hn::Vec<F> decay, hn::Vec<I> below
   std::size_t at = 0;
   if (chunk.count == kChunkElements) {
     for (; at < kPage; at += kLine) {
-      scan(at);
-      scan(at + kPage);
-      scan(at + 2 * kPage);
-      scan(at + 3 * kPage);
+      for (std::size_t page = 0; page < kPages; ++page) scan(at + page * kPage);
     }
     so_far = running;
     return;
@@ -126,12 +128,17 @@ HWY_INLINE void scan_lines(const Chunk chunk, hn::Vec<F> decay, hn::Vec<I> below
 }
 
 // Numbers of the set bits' elements, in order, to `at`; returns how many. Writes up to three more.
-HWY_INLINE std::size_t list_hits(Hits& hits, std::size_t lines, std::uint16_t* at) {
+HWY_INLINE std::size_t list_hits(const Chunk& chunk, Hits& hits, std::uint16_t* at) {
   const std::size_t lanes = std::min<std::size_t>(8, hn::Lanes(F()));  // of a byte
-  const std::size_t bytes = lines * Hits::bytes_a_line();
+  const std::size_t bytes = (chunk.count + kLine - 1) / kLine * Hits::bytes_a_line();
   std::memset(hits.bits + bytes, 0, 8);  // the last word may begin before it and end behind
   std::size_t listed = 0;
   for (std::size_t byte = 0; byte < bytes; byte += 8) {
+    // The memory would stand idle: a line of those that the next chunk begins with.
+    const std::size_t ahead = byte / 8 % kPages * kPage + byte / 8 / kPages * kLine;
+    if (chunk.grad_ahead != nullptr) __builtin_prefetch(chunk.grad_ahead + ahead);
+    if (chunk.residual_ahead != nullptr) __builtin_prefetch(chunk.residual_ahead + ahead);
+    if (chunk.velocity_ahead != nullptr) __builtin_prefetch(chunk.velocity_ahead + ahead);
     std::uint64_t word = 0;
     std::memcpy(&word, hits.bits + byte, sizeof word);
     const std::size_t base = byte * lanes;
@@ -153,7 +160,7 @@ template <bool kResidual, bool kStreaming>
 HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits, std::uint32_t first,
                           Candidates& c) {
   std::uint16_t at[kChunkElements + 4];
-  const std::size_t count = list_hits(hits, (chunk.count + kLine - 1) / kLine, at);
+  const std::size_t count = list_hits(chunk, hits, at);
   // Stored in place of the residual, perhaps; what went around the caches is computed again.
   const bool stored = !kStreaming && chunk.next != nullptr;
   for (std::size_t j = 0; j < count; ++j) {
@@ -196,7 +203,14 @@ HWY_INLINE void add_squares(const float* line, double* lanes) {
   }
 }
 
-HWY_INLINE double fold(double* lanes) {
+// Of a chunk, or what is left of the tensor.
+HWY_INLINE double chunk_squares(const float* values, std::size_t count) {
+  HWY_ALIGN double lanes[kLine] = {};
+  HWY_ALIGN float last[kLine] = {};
+  const std::size_t whole = count / kLine * kLine;
+  for (std::size_t i = 0; i < whole; i += kLine) add_squares(values + i, lanes);
+  std::memcpy(last, values + whole, (count - whole) * sizeof(float));
+  add_squares(last, lanes);
   for (std::size_t half = kLine / 2; half > 0; half /= 2) {
     for (std::size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
   }
@@ -221,37 +235,39 @@ HWY_INLINE Corrected correct(hn::Vec<F> grad, hn::Vec<F> velocity, const Momentu
 }
 
 // One line of a chunk: what stands in for the gradient goes to `to`.
-template <bool kSquares, bool kStreaming>
-HWY_INLINE hn::Vec<U> correct_line(const float* grad, const Momentum& m, std::size_t at, float* to,
-                                   double* squares, hn::Vec<U> gradient_bits) {
+template <bool kStreaming>
+HWY_INLINE void correct_line(const float* grad, const Momentum& m, std::size_t at, float* to,
+                             hn::Vec<U>& gradient_bits) {
   const F d;
   const std::size_t lanes = hn::Lanes(d);
-  if constexpr (kSquares) add_squares(grad + at, squares);
-  for (std::size_t i = 0; i < kLine; i += lanes) {
-    const auto g = hn::LoadU(d, grad + at + i);
+  for (std::size_t i = at; i < at + kLine; i += lanes) {
+    const auto g = hn::LoadU(d, grad + i);
     gradient_bits = hn::Or(gradient_bits, hn::BitCast(U(), g));
-    const Corrected corrected = correct(g, hn::LoadU(d, m.velocity + at + i), m);
-    hn::Store(corrected.gradient, d, to + at + i);
+    const Corrected corrected = correct(g, hn::LoadU(d, m.velocity + i), m);
+    hn::Store(corrected.gradient, d, to + i);
     if constexpr (kStreaming) {
-      hn::Stream(corrected.velocity, d, m.next + at + i);
+      hn::Stream(corrected.velocity, d, m.next + i);
     } else if (m.next != nullptr) {
-      hn::StoreU(corrected.velocity, d, m.next + at + i);
+      hn::StoreU(corrected.velocity, d, m.next + i);
     }
   }
-  return gradient_bits;
 }
 
 // A chunk of gradient values with momentum correction, to `to`; whole lines of it are written.
-template <bool kSquares, bool kStreaming>
+template <bool kStreaming>
 HWY_INLINE void correct_chunk(const float* grad, const Momentum& m, std::size_t count, float* to,
-                              Running& running, double* squares) {
-  HWY_ALIGN double sums[kLine] = {};
+                              Running& running) {
   auto bits = running.gradient_bits;
   std::size_t at = 0;
-  const auto line = [&](std::size_t first) HWY_ATTR {
-    bits = correct_line<kSquares, kStreaming>(grad, m, first, to, sums, bits);
-  };
-  for (; at + kLine <= count; at += kLine) line(at);
+  if (count == kChunkElements) {
+    for (; at < kPage; at += kLine) {
+      for (std::size_t page = 0; page < kPages; ++page) {
+        correct_line<kStreaming>(grad, m, at + page * kPage, to, bits);
+      }
+    }
+    at = count;
+  }
+  for (; at + kLine <= count; at += kLine) correct_line<kStreaming>(grad, m, at, to, bits);
   if (at < count) {
     const std::size_t rest = count - at;
     HWY_ALIGN float last[kLine] = {};
@@ -262,22 +278,10 @@ HWY_INLINE void correct_chunk(const float* grad, const Momentum& m, std::size_t 
     Momentum copied = m;
     copied.velocity = velocity;
     copied.next = next;
-    bits = correct_line<kSquares, false>(last, copied, 0, to + at, sums, bits);
+    correct_line<false>(last, copied, 0, to + at, bits);
     if (m.next != nullptr) std::memcpy(m.next + at, next, rest * sizeof(float));
   }
   running.gradient_bits = bits;
-  if constexpr (kSquares) *squares += fold(sums);
-}
-
-HWY_INLINE void correct_any(const float* grad, const Momentum& m, std::size_t count, float* to,
-                            Running& running, double* squares) {
-  if (squares == nullptr) {
-    m.streaming ? correct_chunk<false, true>(grad, m, count, to, running, squares)
-                : correct_chunk<false, false>(grad, m, count, to, running, squares);
-  } else {
-    m.streaming ? correct_chunk<true, true>(grad, m, count, to, running, squares)
-                : correct_chunk<true, false>(grad, m, count, to, running, squares);
-  }
 }
 
 template <bool kResidual, bool kStreaming>
@@ -295,12 +299,18 @@ void scan_chunks(const Scan& args, Running& running, Candidates& c) {
                 .residual = kResidual ? args.residual + i : nullptr,
                 .next = args.next == nullptr ? nullptr : args.next + i,
                 .count = count};
+    const bool followed = i + 2 * kChunkElements <= total;
+    if (followed && args.dtype == DType::kF32) chunk.grad_ahead = chunk.grad + kChunkElements;
+    if (followed && kResidual) chunk.residual_ahead = chunk.residual + kChunkElements;
     if (args.momentum.velocity != nullptr) {
       Momentum momentum = args.momentum;
       momentum.velocity += i;
       if (momentum.next != nullptr) momentum.next += i;
-      correct_any(chunk.grad, momentum, count, corrected, running, args.squares);
+      if (args.squares != nullptr) *args.squares += chunk_squares(chunk.grad, count);
+      momentum.streaming ? correct_chunk<true>(chunk.grad, momentum, count, corrected, running)
+                         : correct_chunk<false>(chunk.grad, momentum, count, corrected, running);
       chunk.grad = corrected;
+      if (followed) chunk.velocity_ahead = momentum.velocity + kChunkElements;
     }
     const auto gradient_bits = running.gradient_bits;
     const auto below = hn::Set(I(), static_cast<std::int32_t>(c.threshold - 1));
@@ -392,15 +402,8 @@ double squares_of(const void* grad, DType dtype, std::int64_t count) {
   double sum = 0;
   for (std::size_t begin = 0; begin < total; begin += kChunkElements) {
     const std::size_t size = std::min(kChunkElements, total - begin);
-    const float* values =
-        widen(static_cast<const char*>(grad) + begin * size_bytes(dtype), dtype, size, widened);
-    HWY_ALIGN double sums[kLine] = {};
-    HWY_ALIGN float last[kLine] = {};
-    const std::size_t whole = size / kLine * kLine;
-    std::memcpy(last, values + whole, (size - whole) * sizeof(float));
-    for (std::size_t i = 0; i < whole; i += kLine) add_squares(values + i, sums);
-    add_squares(last, sums);
-    sum += fold(sums);
+    const void* source = static_cast<const char*>(grad) + begin * size_bytes(dtype);
+    sum += chunk_squares(widen(source, dtype, size, widened), size);
   }
   return sum;
 }

@@ -56,13 +56,13 @@ double real(std::uint32_t x) { return static_cast<std::int32_t>(x); }
 struct Fine {
   static constexpr int kBits = 8;
 
-  static std::uint32_t step(const Scale& scale, std::uint32_t magnitude, double steps_per_bit) {
+  static std::uint32_t step(Scale scale, std::uint32_t magnitude, double steps_per_bit) {
     return std::min(whole(real(magnitude - scale.low) * steps_per_bit + 0.5), kSteps);
   }
-  static double steps_per_bit(const Scale& scale) {
+  static double steps_per_bit(Scale scale) {
     return scale.range == 0 ? 0.0 : double{kSteps} / scale.range;
   }
-  static std::uint32_t magnitude(const Scale& scale, std::uint32_t step) {
+  static std::uint32_t magnitude(Scale scale, std::uint32_t step) {
     // (range * step + 63) / 127, rounded down: half more keeps the product clear of whole numbers.
     constexpr double kMore = kSteps / 2 + 0.5;
     return scale.low + whole((real(scale.range) * real(step) + kMore) * (1.0 / kSteps));
@@ -76,13 +76,13 @@ struct Coarse {
   static constexpr int kBits = kWidth;
   static constexpr std::uint32_t kBins = 1U << (kWidth - 1);
 
-  static std::uint32_t step(const Scale& scale, std::uint32_t magnitude, double steps_per_bit) {
+  static std::uint32_t step(Scale scale, std::uint32_t magnitude, double steps_per_bit) {
     return std::min(whole(real(magnitude - scale.low) * steps_per_bit), kBins - 1);
   }
-  static double steps_per_bit(const Scale& scale) {
+  static double steps_per_bit(Scale scale) {
     return scale.range == 0 ? 0.0 : double{kBins} / scale.range;
   }
-  static std::uint32_t magnitude(const Scale& scale, std::uint32_t step) {
+  static std::uint32_t magnitude(Scale scale, std::uint32_t step) {
     const std::uint32_t begin = scale.low + scale.range / kBins * step;
     return std::min(begin + scale.range / (2 * kBins), bits_of(1.5F * float_of(begin)));
   }
@@ -106,7 +106,7 @@ std::uint16_t upper_end(std::span<const float> block) {
 
 // One code an entry, sign above step; leaves in the values what is missing of them.
 template <typename Code>
-void code_block(const Scale& scale, std::span<float> block, std::uint8_t* codes) {
+void code_block(Scale scale, std::span<float> block, std::uint8_t* codes) {
   const double steps_per_bit = Code::steps_per_bit(scale);
   for (std::size_t i = 0; i < block.size(); ++i) {
     const std::uint32_t bits = bits_of(block[i]);
