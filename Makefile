@@ -40,7 +40,7 @@ demo: release  ## trains two real models on four emulated hosts; QUICK=1: one mo
 test: build  ## every test: ctest and pytest
 	@$(py) scripts/run_tests.py dev --pytest
 
-bench: release  ## the benchmarks: codecs on one core, step times over emulated links; JSON in out/bench
+bench: release  ## the benchmarks: codecs and peers, step times over emulated links; JSON, table in out/bench
 	@$(py) -m tests.bench
 
 lint: build  ## clang-format, clang-tidy, ruff, mypy

@@ -72,8 +72,9 @@ std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
     entry.elements = layer.elements();
     entry.dtype = layer.dtype;
     entry.key_hash = context.key_hashes[indices[i]];
+    entry.names_nonfinite = codec.options.nonfinite == NonFinite::kError;
     if (compressed_at(codec, step)) {
-      entry.payload = codec.payload.get();
+      entry.payload = codec.payload_at(step);
       entry.linear = codec.linear.get();
     }
   }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,6 +27,9 @@ struct ExchangeLayer {
   std::uint64_t key_hash = 0;             // of the whole layer's Key
   const PayloadCodec* payload = nullptr;  // one of the two, or neither: dense
   const LinearCodec* linear = nullptr;
+  // nonfinite=error: the first NaN or Inf is looked for where there is one. The residual then never
+  // takes the gradient's memory, in which it is looked for.
+  bool names_nonfinite = false;
 };
 
 // Where memories live between steps: owned by the reducer, keyed by what they remember, so that
@@ -38,6 +42,13 @@ class MemoryStore {
   // policy says ef=off or its codec loses nothing.
   virtual Memory* memory(std::string_view name, std::int64_t begin, std::int64_t end,
                          MemoryRole role) = 0;
+};
+
+// The first NaN or Inf of a flagged layer, as far as this rank can tell.
+struct NonFiniteFound {
+  std::int64_t index = 0;
+  float value = 0;
+  bool own = false;  // in this rank's gradient plus residual; else in the sum over the ranks
 };
 
 // Where a layer's gradient is read, and where what comes of it is written: the same memory, or
@@ -69,6 +80,10 @@ class Exchange {
   // After the last transfer is done: every mean is in place, the same bits on all ranks. Returns
   // per layer whether any rank had NaN/Inf in it (then that mean is all NaN).
   virtual std::span<const std::uint8_t> finish() = 0;
+
+  // After finish(), of a layer with names_nonfinite; none unless the layer is flagged and this rank
+  // can tell. What went through the transport's own allreduce is known by the sum.
+  virtual std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const = 0;
 
   // Buffers held, in bytes.
   virtual std::size_t buffer_bytes() const = 0;

@@ -42,11 +42,12 @@ MemoryTable::MemoryTable(const std::vector<Layer>& layers, const Plan& plan) : l
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Codec& codec = plan.choices[i].codec;
     index_.emplace(layers[i].name, i);
-    info_.push_back(
-        {.elements = layers[i].elements(),
-         .remembers = remembers(codec),
-         .options = {.transactional = codec.options.transactional, .decay = codec.options.decay},
-         .codec = &codec});
+    info_.push_back({.elements = layers[i].elements(),
+                     .remembers = remembers(codec),
+                     .options = {.transactional = codec.options.transactional,
+                                 .storage = codec.options.storage,
+                                 .decay = codec.options.decay},
+                     .codec = &codec});
   }
 }
 
@@ -161,7 +162,9 @@ std::vector<StateEntry> MemoryTable::save() const {
     entries.push_back({key_text(slot, part), {values.begin(), values.end()}});
   };
   for (const auto& [slot, memory] : memories_) {
-    add(slot, Part::kResidual, memory->current());
+    std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+    memory->read(residual);
+    add(slot, Part::kResidual, residual);
     if (!memory->velocity().empty()) add(slot, Part::kVelocity, memory->velocity());
     if (!memory->state().empty()) add(slot, Part::kState, memory->state());
   }

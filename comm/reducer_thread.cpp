@@ -27,14 +27,11 @@ class Stopwatch {
   Clock::time_point begin_ = Clock::now();
 };
 
-// Layouts change when layers begin to be compressed: the last start that has passed.
+// Layouts change when any layer is sent in another way than before.
 std::uint64_t phase_at(const Plan& plan, std::uint64_t step) {
   std::uint64_t phase = 0;
   for (const Policy::Choice& choice : plan.choices) {
-    const std::uint64_t start = choice.codec.options.start_step;
-    if (start <= step) {
-      phase = std::max(phase, start);
-    }
+    phase = std::max(phase, choice.codec.phase_at(step));
   }
   return phase;
 }
@@ -318,7 +315,13 @@ void ReducerThread::finish(ActiveBucket& bucket) {
     const Stopwatch stopwatch(decode_seconds_);
     const std::span<const std::uint8_t> flags = group.exchange->finish();
     for (std::size_t i = 0; i < group.members.size(); ++i) {
-      flagged_[bucket.job.bucket.layers[group.members[i]].layer] |= flags[i];
+      const std::size_t layer = bucket.job.bucket.layers[group.members[i]].layer;
+      flagged_[layer] |= flags[i];
+      if (flags[i] != 0) {
+        if (const auto found = group.exchange->nonfinite_found(i)) {
+          found_.emplace(layer, *found);
+        }
+      }
     }
     group.transfer.reset();
   }
@@ -382,6 +385,7 @@ void ReducerThread::end_step(bool abandoned) {
   }
   active_.clear();
   std::fill(flagged_.begin(), flagged_.end(), std::uint8_t{0});
+  found_.clear();
   drop_stale_layouts();
   ++step_;
 }
@@ -394,8 +398,47 @@ void ReducerThread::zero_gradients() {
   }
 }
 
+// What each rank found first, exchanged: one transfer more in a step that ends with an error. Which
+// ranks take part goes by the flags, which all ranks have alike.
+std::string ReducerThread::first_nonfinite() {
+  struct Record {
+    std::uint64_t layer;
+    std::int64_t index;
+    float value;
+    std::uint32_t known;  // 0: nothing found, 1: in the sum, 2: in the rank's own values
+  };
+  Record mine{};
+  for (const auto& [layer, found] : found_) {
+    const std::uint32_t known = found.own ? 2 : 1;
+    if (known > mine.known) {
+      mine = {layer, found.index, found.value, known};
+    }
+  }
+  std::vector<Record> all(static_cast<std::size_t>(comm_->size()));
+  arm();
+  comm_->allgather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)))
+      ->wait(Clock::now() + options_.deadline);
+  std::size_t first = 0;
+  for (std::size_t rank = 1; rank < all.size(); ++rank) {
+    const Record& a = all[rank];
+    const Record& b = all[first];
+    if (a.known > b.known || (a.known == b.known && a.layer < b.layer)) {
+      first = rank;
+    }
+  }
+  const Record& record = all[first];
+  if (record.known == 0 || record.layer >= layers_.size()) {
+    return "every rank's own values are finite, their sum is not";
+  }
+  const std::string where = "tensor '" + layers_[record.layer].name + "', index " +
+                            std::to_string(record.index) + ", value " +
+                            std::to_string(record.value);
+  return record.known == 2 ? "the first: rank " + std::to_string(first) + ", " + where
+                           : "the first: " + where + " in the sum over the ranks";
+}
+
 // Null when no flagged layer asks for an error. The same text on every rank.
-std::exception_ptr ReducerThread::nonfinite_error() const {
+std::exception_ptr ReducerThread::nonfinite_error() {
   std::string names;
   bool wanted = false;
   for (std::size_t i = 0; i < flagged_.size(); ++i) {
@@ -411,9 +454,9 @@ std::exception_ptr ReducerThread::nonfinite_error() const {
   }
   return std::make_exception_ptr(NonFiniteError(
       "NaN or Inf in the gradient of " + names + " at step " + std::to_string(step_) +
-      " on at least one rank; expected finite values (nonfinite=error)\nthe step's residuals are "
-      "rolled back on every rank\nhint: lower the learning rate or the loss scale, clip "
-      "gradients, or use nonfinite=skip-step to leave such steps out"));
+      " on at least one rank; expected finite values (nonfinite=error)\n" + first_nonfinite() +
+      "\nthe step's residuals are rolled back on every rank\nhint: lower the learning rate or the "
+      "loss scale, clip gradients, or use nonfinite=skip-step to leave such steps out"));
 }
 
 void ReducerThread::complete(ActiveBucket& bucket, const std::exception_ptr& error) {

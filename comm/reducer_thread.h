@@ -27,6 +27,7 @@
 
 #include "comm/bucket_layout.h"
 #include "comm/communicator.h"
+#include "comm/exchange.h"
 #include "comm/memory_table.h"
 #include "comm/policy.h"
 #include "comm/reducer.h"
@@ -118,7 +119,8 @@ class ReducerThread {
   void drop_stale_layouts();
 
   BucketLayout& layout_of(const Bucket& bucket);
-  std::exception_ptr nonfinite_error() const;
+  std::exception_ptr nonfinite_error();
+  std::string first_nonfinite();
   void fail(std::exception_ptr error);
   std::exception_ptr lose_peer(const TransportError& error);
   void end_stuck();
@@ -143,6 +145,8 @@ class ReducerThread {
   std::atomic<std::uint64_t> step_{0};  // the watchdog reads it, too
   std::deque<ActiveBucket> active_;
   std::vector<std::uint8_t> flagged_;  // one a layer: NaN or Inf on some rank
+  // What this rank can tell of the first of them, by layer.
+  std::map<std::size_t, NonFiniteFound> found_;
   double encode_seconds_ = 0;
   double decode_seconds_ = 0;
   double wait_seconds_ = 0;

@@ -1,5 +1,6 @@
 #include "comm/summary.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -64,7 +65,7 @@ std::size_t message_bytes(const Layer& layer, const Codec& codec) {
   if (!codec.linear) {
     return dense;
   }
-  const auto period = static_cast<std::uint64_t>(codec.linear->period());
+  const auto period = static_cast<std::uint64_t>(std::max<std::int64_t>(1, codec.linear->period()));
   std::int64_t elements = 0;
   for (std::uint64_t step = 0; step < period; ++step) {
     for (int round = 0; round < codec.linear->rounds(step); ++round) {

@@ -37,19 +37,19 @@ constexpr Family kNoneFamily = {
 };
 
 constexpr std::array kFamilies = {
-    &kNoneFamily,    &kBF16Family,     &kFP16Family,     &kTopKFamily,   &kQuantizeFamily,
-    &kOneBitFamily,  &kRandmaskFamily, &kPowerSgdFamily, &kGaloreFamily, &kDctFamily,
-    &kDctColsFamily, &kFedzipFamily,   &kLosslessFamily,
+    &kNoneFamily,   &kBF16Family,     &kFP16Family,     &kTopKFamily,     &kQuantizeFamily,
+    &kOneBitFamily, &kRandmaskFamily, &kPowerSgdFamily, &kGaloreFamily,   &kLowRankFamily,
+    &kDctFamily,    &kDctColsFamily,  &kFedzipFamily,   &kLosslessFamily,
 };
 
 constexpr std::array kLaterFamilies = {
     LaterWord{"auto", "topk:0.01,values=q8 suits most models; q4 where nothing may be left out"},
 };
 constexpr std::array kLaterOptions = {
-    LaterWord{"warmup", "start=STEP sends dense gradients before that step"},
+    LaterWord{"warmup",
+              "topk lowers its density step by step; start=STEP sends dense gradients "
+              "before that step"},
     LaterWord{"clip", "clip gradients in the training loop"},
-    LaterWord{"kind", "q1 to q8 scale each block by its largest magnitude; leave kind out"},
-    LaterWord{"rotate", "a smaller block=N adapts to uneven values"},
 };
 
 constexpr std::array kCommonOptions = {
@@ -60,18 +60,16 @@ constexpr std::array kCommonOptions = {
     FamilyOption{
         "nonfinite", "propagate | skip-step | error", "propagate",
         "what a step with NaN or Inf does, on every rank alike; its memory is rolled back"},
-    FamilyOption{"memory", "fp32", "fp32", "how residuals are kept"},
+    FamilyOption{"memory", "fp32 | bf16 | q8", "fp32",
+                 "how residuals are kept; fewer bits are rounded at random, unbiased"},
     FamilyOption{"transactional", "on | off", "on",
                  "off: one generation of residuals, which no step can take back"},
 };
 
+constexpr std::array<std::string_view, 3> kStorage = {"fp32", "bf16", "q8"};
 constexpr std::array<std::string_view, 3> kNonFinite = {"propagate", "skip-step", "error"};
 
 CommonOptions read_common(const SpecReader& reader) {
-  constexpr std::array<std::string_view, 1> kMemory = {"fp32"};
-  constexpr std::array kLaterMemory = {
-      LaterWord{"bf16", "residuals are kept in fp32; transactional=off halves them"},
-      LaterWord{"q8", "residuals are kept in fp32; transactional=off halves them"}};
   CommonOptions options;
   options.error_feedback = reader.flag("ef", true);
   options.transactional = reader.flag("transactional", true);
@@ -79,7 +77,7 @@ CommonOptions read_common(const SpecReader& reader) {
   options.start_step = static_cast<std::uint64_t>(
       reader.integer("start", 0, 0, std::numeric_limits<std::int64_t>::max()));
   options.nonfinite = static_cast<NonFinite>(reader.choice("nonfinite", kNonFinite, 0));
-  (void)reader.choice("memory", kMemory, 0, kLaterMemory);
+  options.storage = static_cast<ResidualStorage>(reader.choice("memory", kStorage, 0));
   return options;
 }
 
@@ -93,9 +91,14 @@ std::string common_text(const CommonOptions& options) {
     text += ",decay=" + std::string(buffer.data(), end.ptr);
   }
   if (options.start_step != 0) text += ",start=" + std::to_string(options.start_step);
+  if (options.warmup_steps != 0) text += ",warmup=" + std::to_string(options.warmup_steps);
   if (options.nonfinite != NonFinite::kPropagate) {
     text += ",nonfinite=";
     text += kNonFinite[static_cast<std::size_t>(options.nonfinite)];
+  }
+  if (options.storage != ResidualStorage::kFP32) {
+    text += ",memory=";
+    text += kStorage[static_cast<std::size_t>(options.storage)];
   }
   return text;
 }
@@ -148,8 +151,11 @@ Codec make_codec(std::string_view spec) {
   const SpecReader reader(tokens, known, kLaterOptions);
   Codec codec;
   codec.family_id = family.id;
-  family.make(reader, codec);
   codec.options = read_common(reader);
+  family.make(reader, codec);
+  if (codec.linear && codec.options.storage != ResidualStorage::kFP32) {
+    reader.refuse_value("memory", "a linear codec's residual is fp32", "fp32");
+  }
   codec.spec = codec.payload  ? codec.payload->name()
                : codec.linear ? codec.linear->name()
                               : std::string("none");

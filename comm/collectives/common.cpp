@@ -2,6 +2,9 @@
 
 #include <cstring>
 
+#include "compressors/core/codec_support.h"
+#include "compressors/core/random.h"
+
 namespace thinwire::collectives {
 
 AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
@@ -34,13 +37,40 @@ void check_gradients(int rank, std::span<const ExchangeLayer> layers,
   }
 }
 
-void give_memory(const Gradient& gradient, std::int64_t begin, std::int64_t end, Memory* memory) {
+void give_memory(const ExchangeLayer& layer, const Gradient& gradient, std::int64_t begin,
+                 std::int64_t end, Memory* memory) {
   if (gradient.owner == nullptr || memory == nullptr || !memory->transactional() ||
-      gradient.source.dtype != DType::kF32) {
+      gradient.source.dtype != DType::kF32 || layer.names_nonfinite) {
     return;
   }
   auto* data = static_cast<float*>(gradient.source.slice(begin, end).data);
   memory->adopt({gradient.owner, data});
+}
+
+void NonFiniteTable::look(std::size_t layer, std::int64_t begin, TensorView values,
+                          const Memory* memory, bool own) {
+  if (!layers_[layer].names_nonfinite) {
+    return;
+  }
+  std::optional<NonFiniteFound>& known = found_[layer];
+  const std::optional<PlacedValue> here = first_nonfinite(values, memory);
+  if (!here) {
+    return;
+  }
+  const NonFiniteFound found{.index = begin + here->index, .value = here->value, .own = own};
+  if (!known || (own && !known->own) || (own == known->own && found.index < known->index)) {
+    known = found;
+  }
+}
+
+EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
+                    std::span<std::byte> scratch, std::span<std::byte> slot) {
+  if (memory == nullptr) return codec.encode(ctx, grad, nullptr, slot);
+  constexpr std::uint64_t kDither = 0x52455349445541;  // apart from the codec's own stream
+  memory->unpack(scratch);
+  const EncodeResult result = codec.encode(ctx, grad, memory, slot);
+  memory->pack(random_stream(ctx.key_hash ^ kDither, ctx.step, ctx.sender));
+  return result;
 }
 
 void zero_slack(std::span<std::byte> slot, std::size_t used) {

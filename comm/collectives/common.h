@@ -2,10 +2,12 @@
 // to comm/collectives. Not thread-safe; buffers belong to their exchange.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -56,6 +58,7 @@ inline Context codec_context(const ExchangeLayer& layer, std::uint64_t key_hash,
   ctx.sender = sender;
   ctx.key_hash = key_hash;
   ctx.parameter = layer.name;
+  ctx.shape = layer.shape;
   return ctx;
 }
 
@@ -72,7 +75,35 @@ inline bool is_flagged(const PayloadCodec& codec, TensorView mean) {
 
 // Before elements [begin, end) of a gradient are encoded: their memory, where nobody else needs it,
 // is given to the residual.
-void give_memory(const Gradient& gradient, std::int64_t begin, std::int64_t end, Memory* memory);
+void give_memory(const ExchangeLayer& layer, const Gradient& gradient, std::int64_t begin,
+                 std::int64_t end, Memory* memory);
+
+// What nonfinite_found() answers, one a layer.
+class NonFiniteTable {
+ public:
+  explicit NonFiniteTable(std::span<const ExchangeLayer> layers)
+      : layers_(layers), found_(layers.size()) {}
+
+  void clear() { std::fill(found_.begin(), found_.end(), std::nullopt); }
+  // Looks in elements [begin, begin + values.elements) of a layer; keeps the first found so far,
+  // rather an own one.
+  void look(std::size_t layer, std::int64_t begin, TensorView values, const Memory* memory,
+            bool own);
+  std::optional<NonFiniteFound> operator[](std::size_t layer) const { return found_[layer]; }
+
+ private:
+  std::span<const ExchangeLayer> layers_;
+  std::vector<std::optional<NonFiniteFound>> found_;
+};
+
+inline std::size_t scratch_bytes(const Memory* memory) {
+  return memory == nullptr ? 0 : memory->scratch_bytes();
+}
+
+// Encodes with a memory that may keep its residual in fewer bytes than fp32. `scratch`: at least
+// scratch_bytes(memory), aligned to 64.
+EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
+                    std::span<std::byte> scratch, std::span<std::byte> slot);
 
 // After all are encoded: what no residual keeps is freed.
 inline void let_go(std::span<Gradient> gradients) {

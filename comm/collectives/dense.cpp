@@ -27,7 +27,7 @@ struct Group {
 class DenseExchange final : public Exchange {
  public:
   DenseExchange(Communicator& comm, std::vector<ExchangeLayer> layers)
-      : comm_(comm), layers_(std::move(layers)), flags_(layers_.size()) {
+      : comm_(comm), layers_(std::move(layers)), flags_(layers_.size()), found_(layers_) {
     if (!comm_.traits().identical_allreduce) {
       throw InvalidArgument("rank " + std::to_string(comm_.rank()) + ": the allreduce of " +
                             comm_.name() + " does not promise identical bits on all ranks");
@@ -57,6 +57,7 @@ class DenseExchange final : public Exchange {
                                   std::span<const Gradient> grads) override {
     check_gradients(comm_.rank(), layers_, grads);
     weight_ = weight;
+    found_.clear();
     means_.clear();
     for (const Gradient& grad : grads) {
       means_.push_back(grad.mean);
@@ -74,6 +75,10 @@ class DenseExchange final : public Exchange {
       scatter(group);
     }
     return flags_;
+  }
+
+  std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const override {
+    return found_[layer];
   }
 
   std::size_t buffer_bytes() const override {
@@ -152,6 +157,7 @@ class DenseExchange final : public Exchange {
       }
       flags_[i] = nonfinite ? 1 : 0;
       if (nonfinite) {
+        found_.look(i, 0, part, nullptr, false);
         fill_nan(means_[i]);
       }
     }
@@ -166,6 +172,7 @@ class DenseExchange final : public Exchange {
   std::vector<Group> groups_;  // 1 or 2
   std::vector<TensorView> means_;
   std::vector<std::uint8_t> flags_;
+  NonFiniteTable found_;
   float weight_ = 1;
 };
 

@@ -19,7 +19,11 @@ namespace {
 class LinearExchange final : public Exchange {
  public:
   LinearExchange(Communicator& comm, std::vector<ExchangeLayer> layers, MemoryStore& memories)
-      : comm_(comm), layers_(std::move(layers)), states_(layers_.size()), flags_(layers_.size()) {
+      : comm_(comm),
+        layers_(std::move(layers)),
+        states_(layers_.size()),
+        flags_(layers_.size()),
+        found_(layers_) {
     if (!comm_.traits().identical_allreduce) {
       throw InvalidArgument("rank " + std::to_string(comm_.rank()) + ": the allreduce of " +
                             comm_.name() + " does not promise identical bits on all ranks");
@@ -55,6 +59,7 @@ class LinearExchange final : public Exchange {
     weight_ = weight;
     round_ = 0;
     grads_.clear();
+    found_.clear();
     for (const Gradient& grad : grads) {  // the rounds work in the place of the mean
       if (grad.source.data != grad.mean.data && grad.mean.elements > 0) {
         std::memcpy(grad.mean.data, grad.source.data, grad.mean.bytes());
@@ -65,6 +70,9 @@ class LinearExchange final : public Exchange {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       flags_[i] = has_nonfinite(grads_[i]) ? 1 : 0;
       marks[i] = flags_[i];
+      if (flags_[i] != 0) {
+        found_.look(i, 0, grads_[i], nullptr, true);
+      }
     }
     return project();
   }
@@ -90,6 +98,10 @@ class LinearExchange final : public Exchange {
       }
     }
     return flags_;
+  }
+
+  std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const override {
+    return found_[layer];
   }
 
   std::size_t buffer_bytes() const override { return flat_.size() + round_state_.size(); }
@@ -202,6 +214,7 @@ class LinearExchange final : public Exchange {
   std::vector<State> states_;
   std::vector<TensorView> grads_;
   std::vector<std::uint8_t> flags_;
+  NonFiniteTable found_;
   int rounds_ = 1;
   AlignedBuffer flat_;  // every layer's longest round, and the marks
   AlignedBuffer round_state_;

@@ -54,7 +54,8 @@ class RequantisingExchange final : public Exchange {
         ranges_(layers_.size() * ranks_),
         owned_elements_(ranks_),
         bodies_(ranks_),
-        flags_(layers_.size()) {
+        flags_(layers_.size()),
+        found_(layers_) {
     std::vector<std::size_t> ends(ranks_, kPayloadHeaderBytes);
     std::size_t workspace = 0;
     std::int64_t scratch = 0;
@@ -72,6 +73,11 @@ class RequantisingExchange final : public Exchange {
     incoming_ = AlignedBuffer(message_bytes_ * ranks_);
     reencoded_ = AlignedBuffer(message_bytes_);
     workspace_ = AlignedBuffer(workspace);
+    std::size_t residual = 0;
+    for (const Range& range : ranges_) {
+      residual = std::max({residual, scratch_bytes(range.worker), scratch_bytes(range.own)});
+    }
+    residual_ = AlignedBuffer(residual);
     scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
     grads_.reserve(layers_.size());
   }
@@ -84,6 +90,7 @@ class RequantisingExchange final : public Exchange {
     step_ = step;
     weight_ = weight;
     grads_.assign(grads.begin(), grads.end());
+    found_.clear();
     for (std::size_t owner = 0; owner < ranks_; ++owner) {
       encode_for(static_cast<int>(owner));
     }
@@ -122,9 +129,13 @@ class RequantisingExchange final : public Exchange {
     return flags_;
   }
 
+  std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const override {
+    return found_[layer];
+  }
+
   std::size_t buffer_bytes() const override {
     return outgoing_.size() + incoming_.size() + reencoded_.size() + workspace_.size() +
-           scratch_.size();
+           residual_.size() + scratch_.size();
   }
 
  private:
@@ -185,11 +196,13 @@ class RequantisingExchange final : public Exchange {
       const std::span<std::byte> slot = message.subspan(range.offset, range.bytes);
       const Context ctx =
           codec_context(layers_[i], range.hash, step_, comm_.rank(), workspace_.bytes());
-      give_memory(grads_[i], range.begin, range.end, range.worker);
-      const EncodeResult result = layers_[i].payload->encode(
-          ctx, grads_[i].source.slice(range.begin, range.end), range.worker, slot);
+      give_memory(layers_[i], grads_[i], range.begin, range.end, range.worker);
+      const TensorView source = grads_[i].source.slice(range.begin, range.end);
+      const EncodeResult result =
+          encode(*layers_[i].payload, ctx, source, range.worker, residual_.bytes(), slot);
       zero_slack(slot, result.bytes);
       if (result.nonfinite) {
+        found_.look(i, range.begin, source, range.worker, true);
         header.flags |= kFlagNonFinite;
       }
     }
@@ -212,8 +225,12 @@ class RequantisingExchange final : public Exchange {
     const std::span<float> sum = scratch_.floats(static_cast<std::size_t>(own.elements()));
     const Context ctx = codec_context(layer, own.hash, step_, kEveryone, workspace_.bytes());
     layer.payload->sum(ctx, bodies_, weight_, sum);
-    const EncodeResult result = layer.payload->encode(ctx, view(sum), own.own, slot);
+    const EncodeResult result =
+        encode(*layer.payload, ctx, view(sum), own.own, residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
+    if (result.nonfinite) {
+      found_.look(i, own.begin, view(sum), own.own, false);
+    }
     return result.nonfinite;
   }
 
@@ -249,12 +266,14 @@ class RequantisingExchange final : public Exchange {
   std::vector<Gradient> grads_;
   std::vector<std::span<const std::byte>> bodies_;  // of one range, by sender
   std::vector<std::uint8_t> flags_;
+  NonFiniteTable found_;
   std::size_t message_bytes_ = 0;
   AlignedBuffer outgoing_;   // P messages, by owner
   AlignedBuffer incoming_;   // P messages, by sender, then by owner
   AlignedBuffer reencoded_;  // this owner's message to all
   AlignedBuffer workspace_;
-  AlignedBuffer scratch_;  // fp32 sum of the longest range
+  AlignedBuffer residual_;  // unpacked, where memories keep it in fewer bytes
+  AlignedBuffer scratch_;   // fp32 sum of the longest range
   std::uint64_t step_ = 0;
   float weight_ = 1;
 };

@@ -21,10 +21,15 @@ namespace {
 class SparseExchange final : public Exchange {
  public:
   SparseExchange(Communicator& comm, std::vector<ExchangeLayer> layers, MemoryStore& memories)
-      : comm_(comm), layers_(std::move(layers)), slots_(layers_.size()), flags_(layers_.size()) {
+      : comm_(comm),
+        layers_(std::move(layers)),
+        slots_(layers_.size()),
+        flags_(layers_.size()),
+        found_(layers_) {
     bodies_.resize(static_cast<std::size_t>(comm_.size()));
     plan_message();
     std::size_t workspace = 0;
+    std::size_t residual = 0;
     std::int64_t scratch = 0;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const ExchangeLayer& layer = layers_[i];
@@ -32,6 +37,7 @@ class SparseExchange final : public Exchange {
       if (layer.payload != nullptr) {
         workspace = std::max(workspace, layer.payload->workspace_bytes(layer.elements));
         slots_[i].memory = memories.memory(layer.name, 0, layer.elements, MemoryRole::kWorker);
+        residual = std::max(residual, scratch_bytes(slots_[i].memory));
       }
       if (layer.dtype != DType::kF32) {
         scratch = std::max(scratch, layer.elements);
@@ -40,6 +46,7 @@ class SparseExchange final : public Exchange {
     message_ = AlignedBuffer(message_bytes_);
     gathered_ = AlignedBuffer(message_bytes_ * static_cast<std::size_t>(comm_.size()));
     workspace_ = AlignedBuffer(workspace);
+    residual_ = AlignedBuffer(residual);
     scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
     grads_.reserve(layers_.size());
   }
@@ -52,13 +59,13 @@ class SparseExchange final : public Exchange {
     step_ = step;
     weight_ = weight;
     grads_.assign(grads.begin(), grads.end());
+    found_.clear();
     PayloadHeader header;
     header.elements = elements_;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const std::span<std::byte> slot = message_.bytes().subspan(slots_[i].offset, slots_[i].bytes);
       if (layers_[i].payload == nullptr) {
-        load_f32(grads_[i].source, {reinterpret_cast<float*>(slot.data()),
-                                    static_cast<std::size_t>(layers_[i].elements)});
+        load_f32(grads_[i].source, own_raw(i));
       } else if (encode(i, slot)) {
         header.flags |= kFlagNonFinite;
       }
@@ -80,14 +87,22 @@ class SparseExchange final : public Exchange {
       const bool nonfinite = layers_[i].payload == nullptr ? sum_raw(i) : sum_bodies(i);
       flags_[i] = nonfinite ? 1 : 0;
       if (nonfinite) {
+        if (layers_[i].payload == nullptr) {
+          found_.look(i, 0, view(own_raw(i)), nullptr, true);
+        }
         fill_nan(grads_[i].mean);
       }
     }
     return flags_;
   }
 
+  std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const override {
+    return found_[layer];
+  }
+
   std::size_t buffer_bytes() const override {
-    return message_.size() + gathered_.size() + workspace_.size() + scratch_.size();
+    return message_.size() + gathered_.size() + workspace_.size() + residual_.size() +
+           scratch_.size();
   }
 
  private:
@@ -131,10 +146,13 @@ class SparseExchange final : public Exchange {
   bool encode(std::size_t i, std::span<std::byte> slot) {
     const Context ctx =
         codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(), workspace_.bytes());
-    give_memory(grads_[i], 0, layers_[i].elements, slots_[i].memory);
-    const EncodeResult result =
-        layers_[i].payload->encode(ctx, grads_[i].source, slots_[i].memory, slot);
+    give_memory(layers_[i], grads_[i], 0, layers_[i].elements, slots_[i].memory);
+    const EncodeResult result = collectives::encode(*layers_[i].payload, ctx, grads_[i].source,
+                                                    slots_[i].memory, residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
+    if (result.nonfinite) {
+      found_.look(i, 0, grads_[i].source, slots_[i].memory, true);
+    }
     return result.nonfinite;
   }
 
@@ -174,6 +192,12 @@ class SparseExchange final : public Exchange {
     return is_flagged(*layers_[i].payload, grads_[i].mean);
   }
 
+  // The values of a layer without a codec as this rank sends them.
+  std::span<float> own_raw(std::size_t i) const {
+    return {reinterpret_cast<float*>(message_.bytes().data() + slots_[i].offset),
+            static_cast<std::size_t>(layers_[i].elements)};
+  }
+
   std::span<const std::byte> body(std::size_t i, int sender) const {
     return message_of(sender).subspan(slots_[i].offset, slots_[i].bytes);
   }
@@ -184,12 +208,14 @@ class SparseExchange final : public Exchange {
   std::vector<Gradient> grads_;
   std::vector<std::span<const std::byte>> bodies_;  // of one layer, by sender
   std::vector<std::uint8_t> flags_;
+  NonFiniteTable found_;
   std::uint64_t elements_ = 0;
   std::size_t message_bytes_ = 0;
   AlignedBuffer message_;
   AlignedBuffer gathered_;  // size() messages
   AlignedBuffer workspace_;
-  AlignedBuffer scratch_;  // fp32 sum of one bf16, fp16 or fp64 layer
+  AlignedBuffer residual_;  // unpacked, where memories keep it in fewer bytes
+  AlignedBuffer scratch_;   // fp32 sum of one bf16, fp16 or fp64 layer
   std::uint64_t step_ = 0;
   float weight_ = 1;
 };

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
+#include <vector>
 
 namespace thinwire {
 namespace {
@@ -126,6 +128,19 @@ bool all_finite(TensorView grad, const Memory* memory) {
   const float decay = memory == nullptr ? 1.0F : memory->decay();
   return visit(grad, [&](const auto* values) {
     return all_finite_of(values, residual, decay, grad.elements);
+  });
+}
+
+std::optional<PlacedValue> first_nonfinite(TensorView grad, const Memory* memory) {
+  std::vector<float> residual(memory == nullptr ? 0 : static_cast<std::size_t>(grad.elements));
+  if (memory != nullptr) memory->read(residual);
+  return visit(grad, [&](const auto* values) -> std::optional<PlacedValue> {
+    for (std::int64_t i = 0; i < grad.elements; ++i) {
+      float v = to_float(values[i]);
+      if (memory != nullptr) v += memory->decay() * residual[static_cast<std::size_t>(i)];
+      if (!std::isfinite(v)) return PlacedValue{.index = i, .value = v};
+    }
+    return std::nullopt;
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -36,6 +37,13 @@ void check_length(const Context& ctx, const PayloadCodec& codec, std::span<const
 bool all_zero(TensorView tensor);
 // Every v = grad + decay * residual is finite.
 bool all_finite(TensorView grad, const Memory* memory);
+
+struct PlacedValue {
+  std::int64_t index = 0;
+  float value = 0;
+};
+// The first v = grad + decay * residual that is NaN or Inf. For error messages: allocates.
+std::optional<PlacedValue> first_nonfinite(TensorView grad, const Memory* memory);
 
 void fill_zero(TensorView tensor);
 void fill_nan(TensorView tensor);

@@ -32,6 +32,8 @@ struct Context {
   std::int32_t sender = 0;  // process rank, or client id
   std::uint64_t key_hash = 0;
   std::string_view parameter = {};  // for messages only
+  // Of the whole tensor that is encoded, where the caller knows it; looked at by lowrank alone.
+  std::span<const std::int64_t> shape = {};
 };
 
 }  // namespace thinwire

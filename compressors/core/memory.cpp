@@ -10,6 +10,7 @@
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "compressors/core/error.h"
 
@@ -21,6 +22,10 @@ constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 std::size_t generation_bytes(std::int64_t elements) {
   return static_cast<std::size_t>(elements) * sizeof(float);
+}
+
+std::size_t aligned_bytes(std::int64_t elements) {
+  return (generation_bytes(elements) + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
 }
 
 // Zeroed: the first generation must read as zeros, and page faults belong here, not into a step.
@@ -56,12 +61,15 @@ Memory::Memory(std::int64_t elements, MemoryOptions options)
     throw InvalidArgument("memory with a state of " + std::to_string(options.needs.state) +
                           " floats: expected 0 or more");
   }
-  current_.data = allocate_generation(elements);
-  current_extra_ = allocate_generation(extra_elements());
-  if (options_.transactional) {
-    next_.data = allocate_generation(elements);
-    next_extra_ = allocate_generation(extra_elements());
+  if (packs()) {
+    packed_current_ = PackedResidual(options.storage, elements);
+    if (options_.transactional) packed_next_ = PackedResidual(options.storage, elements);
+  } else {
+    current_.data = allocate_generation(elements);
+    if (options_.transactional) next_.data = allocate_generation(elements);
   }
+  current_extra_ = allocate_generation(extra_elements());
+  if (options_.transactional) next_extra_ = allocate_generation(extra_elements());
 }
 
 std::int64_t Memory::extra_elements() const {
@@ -69,11 +77,56 @@ std::int64_t Memory::extra_elements() const {
 }
 
 std::size_t Memory::bytes() const {
-  return generation_bytes(elements_) * ((current_.data ? 1 : 0) + (next_.data ? 1 : 0)) +
-         generation_bytes(extra_elements()) * (options_.transactional ? 2 : 1);
+  const std::size_t residuals =
+      packs() ? packed_current_.bytes() + packed_next_.bytes()
+              : generation_bytes(elements_) * ((current_.data ? 1 : 0) + (next_.data ? 1 : 0));
+  return residuals + generation_bytes(extra_elements()) * (options_.transactional ? 2 : 1);
 }
 
-std::span<const float> Memory::current() const { return {current_.data.get(), size()}; }
+std::span<const float> Memory::current() const {
+  if (packs() && !current_.data && elements_ > 0) {
+    throw InvalidArgument("residual seen while it is packed\nhint: unpack() first, or read()");
+  }
+  return {current_.data.get(), size()};
+}
+
+void Memory::read(std::span<float> residual) const {
+  if (packs()) {
+    packed_current_.read(residual);
+  } else {
+    std::copy_n(current_.data.get(), elements_, residual.begin());
+  }
+}
+
+std::size_t Memory::scratch_bytes() const {
+  if (!packs()) return 0;
+  return aligned_bytes(elements_) * (options_.transactional ? 2 : 1);
+}
+
+void Memory::unpack(std::span<std::byte> scratch) {
+  if (!packs()) return;
+  if (scratch.size() < scratch_bytes()) {
+    throw InvalidArgument("residual unpacked into " + std::to_string(scratch.size()) +
+                          " bytes, expected " + std::to_string(scratch_bytes()));
+  }
+  const auto borrowed = [&](std::size_t at) {  // owns nothing
+    auto* data = reinterpret_cast<float*>(scratch.data() + at);
+    return Generation{.data = std::shared_ptr<float>(std::shared_ptr<float>(), data)};
+  };
+  current_ = borrowed(0);
+  if (options_.transactional && !next_.adopted) next_ = borrowed(aligned_bytes(elements_));
+  packed_current_.read({current_.data.get(), size()});
+}
+
+void Memory::pack(const RandomStream& dither) {
+  if (!packs()) return;
+  if (written_) {
+    PackedResidual& to = options_.transactional ? packed_next_ : packed_current_;
+    to.write({(options_.transactional ? next_ : current_).data.get(), size()}, &dither);
+  }
+  current_ = {};
+  next_ = {};
+}
 
 void Memory::adopt(std::shared_ptr<float> storage) {
   if (written_ || !options_.transactional) {
@@ -85,6 +138,9 @@ void Memory::adopt(std::shared_ptr<float> storage) {
 }
 
 std::span<float> Memory::next() {
+  if (packs() && !current_.data && elements_ > 0) {
+    throw InvalidArgument("residual written while it is packed\nhint: unpack() first");
+  }
   written_ = true;
   if (!options_.transactional) return {current_.data.get(), size()};
   if (!next_.data) next_ = {.data = allocate_generation(elements_)};
@@ -94,6 +150,7 @@ std::span<float> Memory::next() {
 void Memory::commit() {
   if (written_ && options_.transactional) {
     std::swap(current_, next_);
+    std::swap(packed_current_, packed_next_);
     std::swap(current_extra_, next_extra_);
   }
   // Where memory is adopted, it will be again: a spare of one's own would lie idle.
@@ -113,21 +170,38 @@ void Memory::rollback() {
 
 void Memory::scale(float factor) {
   if (written_) throw InvalidArgument("memory scaled inside a step\nhint: commit() first");
-  for (float& value : std::span(current_.data.get(), size())) value *= factor;
+  if (packs()) {
+    std::vector<float> values(size());
+    packed_current_.read(values);
+    for (float& value : values) value *= factor;
+    packed_current_.write(values, nullptr);
+  } else {
+    for (float& value : std::span(current_.data.get(), size())) value *= factor;
+  }
   for (float& value : velocity_of(current_extra_.get())) value *= factor;
 }
 
-void Memory::restore_part(std::span<const float> values, std::span<float> part, const char* what) {
+void Memory::check_restore(std::size_t got, std::size_t expected, const char* what) const {
   if (written_) throw InvalidArgument("memory restored inside a step\nhint: commit() first");
-  if (values.size() != part.size()) {
-    throw InvalidArgument(std::string(what) + " to restore has " + std::to_string(values.size()) +
-                          " elements, expected " + std::to_string(part.size()));
+  if (got != expected) {
+    throw InvalidArgument(std::string(what) + " to restore has " + std::to_string(got) +
+                          " elements, expected " + std::to_string(expected));
   }
+}
+
+void Memory::restore_part(std::span<const float> values, std::span<float> part,
+                          const char* what) const {
+  check_restore(values.size(), part.size(), what);
   std::copy(values.begin(), values.end(), part.begin());
 }
 
 void Memory::restore(std::span<const float> residual) {
-  restore_part(residual, {current_.data.get(), size()}, "residual");
+  if (!packs()) {
+    restore_part(residual, {current_.data.get(), size()}, "residual");
+    return;
+  }
+  check_restore(residual.size(), size(), "residual");
+  packed_current_.write(residual, nullptr);
 }
 
 void Memory::restore_velocity(std::span<const float> velocity) {
@@ -140,7 +214,11 @@ void Memory::restore_state(std::span<const float> state) {
 
 void Memory::clear() {
   if (written_) throw InvalidArgument("memory cleared inside a step\nhint: commit() first");
-  std::fill_n(current_.data.get(), elements_, 0.0F);
+  if (packs()) {
+    packed_current_ = PackedResidual(options_.storage, elements_);
+  } else {
+    std::fill_n(current_.data.get(), elements_, 0.0F);
+  }
   std::fill_n(current_extra_.get(), extra_elements(), 0.0F);
 }
 

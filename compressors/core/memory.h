@@ -20,6 +20,7 @@
 #include <span>
 
 #include "compressors/core/dtype.h"
+#include "compressors/core/packed_residual.h"
 
 namespace thinwire {
 
@@ -31,6 +32,7 @@ struct MemoryNeeds {
 
 struct MemoryOptions {
   bool transactional = true;
+  ResidualStorage storage = ResidualStorage::kFP32;
   // v = gradient + decay * residual. In [0, 1].
   float decay = 1.0F;
   MemoryNeeds needs = {};
@@ -49,13 +51,22 @@ class Memory {
   // Bytes held now, all generations.
   std::size_t bytes() const;
 
-  // The committed residual, fp32, elements() long.
+  // The committed residual, fp32, elements() long. Where it is stored in another way, it can be
+  // seen between unpack() and pack() only; read() copies it at any time.
   std::span<const float> current() const;
+  void read(std::span<float> residual) const;
   // Lets this step's generation be written to `storage`, elements() floats, which nobody else uses
   // until it is released: at the next commit() that does not keep it, or at rollback(). Its
   // contents stay as they are until the codec writes there. InvalidArgument when written() or not
   // transactional.
   void adopt(std::shared_ptr<float> storage);
+  // A residual that is not stored as fp32 is worked on in scratch: unpack() before a codec sees the
+  // memory, pack() after. `scratch`: scratch_bytes() long, aligned to 64, the memory's own until
+  // pack(). `dither` rounds what the codec wrote; the same on every SIMD target. Both do nothing
+  // for kFP32.
+  std::size_t scratch_bytes() const;
+  void unpack(std::span<std::byte> scratch);
+  void pack(const RandomStream& dither);
   // The generation being written this step; marks the step as written. Contents are unspecified
   // before the codec writes them (transactional) or equal current() (not transactional).
   std::span<float> next();
@@ -86,6 +97,7 @@ class Memory {
     std::shared_ptr<float> data;
     bool adopted = false;
   };
+  bool packs() const { return options_.storage != ResidualStorage::kFP32; }
   std::size_t size() const { return static_cast<std::size_t>(elements_); }
   std::int64_t extra_elements() const;
   float* next_extra() const {
@@ -101,12 +113,17 @@ class Memory {
     const std::size_t n = static_cast<std::size_t>(options_.needs.state);
     return {n == 0 ? extra : extra + velocity_of(extra).size(), n};
   }
-  void restore_part(std::span<const float> values, std::span<float> part, const char* what);
+  void check_restore(std::size_t got, std::size_t expected, const char* what) const;
+  void restore_part(std::span<const float> values, std::span<float> part, const char* what) const;
 
   std::int64_t elements_ = 0;
   MemoryOptions options_;
+  // kFP32: the generations. Else what is unpacked, between unpack() and pack().
   Generation current_;
   Generation next_;
+  // Other storages: the generations; transactional: two.
+  PackedResidual packed_current_;
+  PackedResidual packed_next_;
   std::shared_ptr<float> current_extra_;
   std::shared_ptr<float> next_extra_;
   bool written_ = false;

@@ -131,6 +131,15 @@ double SpecReader::share(std::string_view name, double otherwise, bool open,
   return option == nullptr ? otherwise : share(name, value_of(*option, example), open, example);
 }
 
+void SpecReader::refuse_family(const std::string& what, std::string_view instead) const {
+  fail_spec(tokens_.text, tokens_.family, what, instead);
+}
+
+void SpecReader::refuse_option(std::string_view name, const std::string& what,
+                               const std::string& hint) const {
+  fail_spec(tokens_.text, find(name)->name, what, {}, hint);
+}
+
 void SpecReader::refuse_value(std::string_view name, const std::string& what,
                               std::string_view instead) const {
   fail_spec(tokens_.text, *find(name)->value, what, instead);

@@ -49,6 +49,12 @@ class SpecReader {
   double share(std::string_view name, SpecToken token, bool open, std::string_view example) const;
   // The same for an option.
   double share(std::string_view name, double otherwise, bool open, std::string_view example) const;
+  bool has(std::string_view name) const { return find(name) != nullptr; }
+  // Refuses the word before the colon, offering `instead`.
+  [[noreturn]] void refuse_family(const std::string& what, std::string_view instead) const;
+  // Refuses an option that was given, and has no other value to offer.
+  [[noreturn]] void refuse_option(std::string_view name, const std::string& what,
+                                  const std::string& hint) const;
   // Refuses the value of an option that was given.
   [[noreturn]] void refuse_value(std::string_view name, const std::string& what,
                                  std::string_view instead) const;

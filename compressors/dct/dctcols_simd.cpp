@@ -341,12 +341,13 @@ class Results {
 template <typename T>
 HWY_NOINLINE void unload_lines(const DctMatrix& matrix, Index first, const DctTables& tables,
                                const Results<T>& results) {
-  const auto [n, m, transposed] = matrix;
-  const auto line_at = [&, m = m](Index j) {
+  const Index n = matrix.rows;
+  const Index m = matrix.columns;
+  const auto line_at = [&](Index j) {
     const Index line = tables.line_of(j);
     return tables.lines[1] + (line == 0 ? 0 : m - line) * kLine;
   };
-  if (transposed) {
+  if (matrix.transposed) {
     const Index here = std::min(kLine, n - first);
     for (Index j = 0; j < m; ++j) results.write(line_at(j), j * n + first, here);
     return;
@@ -437,7 +438,8 @@ HWY_NOINLINE float signed_sum(const float* values, const float* signs, Index cou
 }
 
 bool sketch(const DctColsInput& input, const RandomStream& stream, int sketches, float* out) {
-  const auto [n, m, transposed] = input.matrix;
+  const Index n = input.matrix.rows;
+  const Index m = input.matrix.columns;
   alignas(64) Signs signs;
   alignas(64) float rows[kRowsTogether][kChunk] = {};
   bool finite = true;
@@ -449,7 +451,7 @@ bool sketch(const DctColsInput& input, const RandomStream& stream, int sketches,
   for (Index first = 0; first < n; first += kChunk) {
     const Index count = std::min(kChunk, n - first);
     signs.draw(stream, first, count, sketches);
-    if (transposed) {
+    if (input.matrix.transposed) {
       const Index whole = (count + kHalf - 1) / kHalf * kHalf;
       for (Index j = 0; j < m; ++j) {
         load(j * n + first, count, rows[0]);

@@ -307,8 +307,8 @@ void FedzipCodec::decode(const Context& ctx, std::span<const std::byte> body,
                          TensorView out) const {
   topk::check_dtype(ctx, "fedzip", out.dtype);
   if (decode_mark(ctx, body, kMode, out)) return;
-  fill_zero(out);
   Entries entries(*this, ctx, body, out.elements);
+  fill_zero(out);
   while (entries.next()) {
     const auto indices = entries.indices();
     const auto values = entries.values();

@@ -14,6 +14,10 @@
 // Factors and bases are the same bits on all ranks, as what is absorbed is. Where nothing was kept
 // the step begins with a random basis, drawn from (key, step).
 //
+// lowrank is the payload for receivers that share no state: both factors of one tensor, by one
+// power iteration that goes on from the memory's state, or by two from a random basis. It takes the
+// shape from Context::shape; without, the elements are cut into about as many rows as columns.
+//
 // The codecs are immutable and safe to call from several threads; they own nothing of the caller's.
 #pragma once
 
@@ -40,6 +44,10 @@ struct GaloreOptions {
 std::shared_ptr<const LinearCodec> make_powersgd_codec(const PowerSgdOptions& options);
 std::shared_ptr<const LinearCodec> make_galore_codec(const GaloreOptions& options);
 
+// rank 1 to kMaxLowRank; InvalidArgument otherwise.
+std::shared_ptr<const PayloadCodec> make_lowrank_codec(std::int64_t rank);
+
+extern const Family kLowRankFamily;
 extern const Family kPowerSgdFamily;
 extern const Family kGaloreFamily;
 

@@ -17,6 +17,8 @@ constexpr std::array kGaloreOptions = {
     FamilyOption{"refresh", "1 to 10000", "200", "steps that a basis is kept"},
 };
 
+constexpr std::array<std::string_view, 1> kLowRankWords = {"lowrank"};
+
 // What these send goes on from step to step; without a memory each step would begin at random.
 void need_error_feedback(const SpecReader& reader) {
   if (reader.flag("ef", true)) return;
@@ -39,6 +41,11 @@ void make_galore(const SpecReader& reader, Codec& codec) {
   options.refresh = reader.integer("refresh", options.refresh, 1, kMaxLowRankRefresh);
   need_error_feedback(reader);
   codec.linear = make_galore_codec(options);
+}
+
+void make_lowrank(const SpecReader& reader, Codec& codec) {
+  const SpecToken& main = reader.needed_main("a rank: lowrank:4", "lowrank:4");
+  codec.payload = make_lowrank_codec(reader.integer("rank", main, 1, kMaxLowRank));
 }
 
 }  // namespace
@@ -69,6 +76,20 @@ extern constexpr Family kGaloreFamily = {
         "as powersgd with half its bytes, one wait and less work a step, where the gradients' "
         "subspace changes slowly",
     .make = make_galore,
+};
+
+extern constexpr Family kLowRankFamily = {
+    .name = "lowrank",
+    .words = kLowRankWords,
+    .id = 7,
+    .main = "the rank, 1 to 64",
+    .sample = "lowrank:4",
+    .options = {},
+    .paper = "Vogels, Karimireddy, Jaggi, PowerSGD, NeurIPS 2019",
+    .use =
+        "one matrix for a receiver that shares no state: arrays, federated updates; between ranks "
+        "powersgd costs less",
+    .make = make_lowrank,
 };
 
 }  // namespace thinwire

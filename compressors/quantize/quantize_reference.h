@@ -6,9 +6,10 @@
 namespace thinwire {
 
 bool quantize_encode_reference(const QuantizeEncode& args);
-bool quantize_decode_reference(const std::byte* blocks, int bits, std::int64_t block,
-                               TensorView out);
-bool quantize_accumulate_reference(const std::byte* blocks, int bits, std::int64_t block,
-                                   float weight, float* out, std::int64_t n);
+bool quantize_decode_reference(const std::byte* records, const QuantizeShape& shape,
+                               const QuantizeRotation* rotation, TensorView out);
+bool quantize_accumulate_reference(const std::byte* records, const QuantizeShape& shape,
+                                   const QuantizeRotation* rotation, float weight, float* out,
+                                   std::int64_t n);
 
 }  // namespace thinwire

@@ -13,160 +13,27 @@
 
 #include "compressors/core/codec_support.h"
 #include "compressors/core/convert-inl.h"
+#include "compressors/core/random-inl.h"
+#include "compressors/quantize/quantize_codes-inl.h"
+#include "compressors/quantize/quantize_pack-inl.h"
+#include "compressors/quantize/quantize_rotation-inl.h"
+#include "compressors/quantize/quantize_scales.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
+namespace {
 
-constexpr std::int64_t kGroup = kQuantizeGroup;
-constexpr std::int64_t kMaxBlock = 4096;
+constexpr std::int64_t kMaxUnit = kMaxRotation;
+static_assert(kMaxQuantizeBlock <= kMaxUnit);
+
+// Elements ahead of those being read that are fetched: a unit is read, then coded and written, and
+// meanwhile nothing else would ask memory for the next. Measured: 1.3 times as fast for q4 and q8.
+constexpr std::int64_t kAhead = 1024;
 
 HWY_INLINE std::int64_t lanes() { return static_cast<std::int64_t>(hn::Lanes(F32())); }
 
-// One plane: bits [kShift, kShift + kWidth) of 64 codes, one a byte, into 8 * kWidth bytes.
-template <int kWidth, int kShift>
-HWY_INLINE void pack_plane(const std::uint8_t* codes, std::uint8_t* out) {
-  constexpr std::size_t kBytes = 8 * kWidth;
-  using D = hn::CappedTag < std::uint8_t, kBytes<32 ? kBytes : 32>;
-  const D d;
-  const auto mask = hn::Set(d, static_cast<std::uint8_t>((1U << kWidth) - 1));
-  for (std::size_t j = 0; j < kBytes; j += hn::Lanes(d)) {
-    const auto part = [&](std::size_t k) HWY_ATTR {
-      return hn::And(hn::ShiftRight<kShift>(hn::LoadU(d, codes + j + k * kBytes)), mask);
-    };
-    auto byte = part(0);
-    if constexpr (kWidth == 4) {
-      byte = hn::Or(byte, hn::ShiftLeft<4>(part(1)));
-    } else if constexpr (kWidth == 2) {
-      byte = hn::Or(byte, hn::ShiftLeft<2>(part(1)));
-      byte = hn::Or(byte, hn::Or(hn::ShiftLeft<4>(part(2)), hn::ShiftLeft<6>(part(3))));
-    } else if constexpr (kWidth == 1) {
-      byte = hn::Or(byte, hn::ShiftLeft<1>(part(1)));
-      byte = hn::Or(byte, hn::Or(hn::ShiftLeft<2>(part(2)), hn::ShiftLeft<3>(part(3))));
-      byte = hn::Or(byte, hn::Or(hn::ShiftLeft<4>(part(4)), hn::ShiftLeft<5>(part(5))));
-      byte = hn::Or(byte, hn::Or(hn::ShiftLeft<6>(part(6)), hn::ShiftLeft<7>(part(7))));
-    }
-    hn::StoreU(byte, d, out + j);
-  }
-}
-
-// The inverse of pack_plane: ORs the plane into the codes.
-template <int kWidth, int kShift>
-HWY_INLINE void unpack_plane(const std::uint8_t* in, std::uint8_t* codes) {
-  constexpr std::size_t kBytes = 8 * kWidth;
-  using D = hn::CappedTag < std::uint8_t, kBytes<32 ? kBytes : 32>;
-  const D d;
-  const auto mask = hn::Set(d, static_cast<std::uint8_t>((1U << kWidth) - 1));
-  for (std::size_t j = 0; j < kBytes; j += hn::Lanes(d)) {
-    const auto byte = hn::LoadU(d, in + j);
-    const auto put = [&](std::size_t k, hn::Vec<D> bits) HWY_ATTR {
-      std::uint8_t* to = codes + j + k * kBytes;
-      const auto part = hn::ShiftLeft<kShift>(hn::And(bits, mask));
-      hn::StoreU(kShift == 0 ? part : hn::Or(part, hn::LoadU(d, to)), d, to);
-    };
-    put(0, byte);
-    if constexpr (kWidth == 4) {
-      put(1, hn::ShiftRight<4>(byte));
-    } else if constexpr (kWidth == 2) {
-      put(1, hn::ShiftRight<2>(byte));
-      put(2, hn::ShiftRight<4>(byte));
-      put(3, hn::ShiftRight<6>(byte));
-    } else if constexpr (kWidth == 1) {
-      put(1, hn::ShiftRight<1>(byte));
-      put(2, hn::ShiftRight<2>(byte));
-      put(3, hn::ShiftRight<3>(byte));
-      put(4, hn::ShiftRight<4>(byte));
-      put(5, hn::ShiftRight<5>(byte));
-      put(6, hn::ShiftRight<6>(byte));
-      put(7, hn::ShiftRight<7>(byte));
-    }
-  }
-}
-
-template <int kBits>
-HWY_INLINE void pack_group(const std::uint8_t* codes, std::uint8_t* out) {
-  if constexpr (kBits == 8) {
-    std::memcpy(out, codes, kGroup);
-  } else {
-    constexpr int k4 = kBits & 4;
-    constexpr int k2 = kBits & 2;
-    if constexpr (k4 != 0) pack_plane<4, 0>(codes, out);
-    if constexpr (k2 != 0) pack_plane<2, k4>(codes, out + 8 * k4);
-    if constexpr ((kBits & 1) != 0) pack_plane<1, k4 + k2>(codes, out + 8 * (k4 + k2));
-  }
-}
-
-// Signed integers of a group, one a byte.
-template <int kBits>
-HWY_INLINE void unpack_group(const std::uint8_t* in, std::uint8_t* codes) {
-  if constexpr (kBits == 8) {
-    std::memcpy(codes, in, kGroup);
-    return;
-  } else {
-    constexpr int k4 = kBits & 4;
-    constexpr int k2 = kBits & 2;
-    if constexpr (k4 != 0) unpack_plane<4, 0>(in, codes);
-    if constexpr (k2 != 0) unpack_plane<2, k4>(in + 8 * k4, codes);
-    if constexpr ((kBits & 1) != 0) unpack_plane<1, k4 + k2>(in + 8 * (k4 + k2), codes);
-  }
-  const hn::CappedTag<std::uint8_t, 64> d;
-  for (std::size_t j = 0; j < kGroup; j += hn::Lanes(d)) {
-    const auto code = hn::LoadU(d, codes + j);
-    if constexpr (kBits == 1) {  // 0 is +1, 1 is -1
-      hn::StoreU(hn::Sub(hn::Set(d, 1), hn::Add(code, code)), d, codes + j);
-    } else {
-      const auto sign = hn::Set(d, static_cast<std::uint8_t>(1U << (kBits - 1)));
-      hn::StoreU(hn::Sub(hn::Xor(code, sign), sign), d, codes + j);
-    }
-  }
-}
-
-// Philox4x32-10 for lanes() consecutive blocks from `first`; words[w] is the w-th word of each.
-#if HWY_TARGET == HWY_SCALAR
-HWY_INLINE void random_words(const RandomStream& stream, std::uint64_t first, VU32 words[4]) {
-  const auto block = random_block(stream, first);
-  for (std::size_t w = 0; w < 4; ++w) words[w] = hn::Set(U32(), block[w]);
-}
-#else
-HWY_INLINE void random_words(const RandomStream& stream, std::uint64_t first, VU32 words[4]) {
-  const U32 du;
-  const hn::Repartition<std::uint64_t, U32> dw;
-  const auto low = [](std::uint64_t x) { return static_cast<std::uint32_t>(x); };
-  const auto high = [](std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); };
-  VU32 c0 = hn::Iota(du, low(first));
-  VU32 c1 = hn::Set(du, high(first));
-  VU32 c2 = hn::Set(du, low(stream.counter));
-  VU32 c3 = hn::Set(du, high(stream.counter));
-  std::uint32_t k0 = low(stream.key);
-  std::uint32_t k1 = high(stream.key);
-  const VU32 m0 = hn::Set(du, 0xD2511F53U);
-  const VU32 m1 = hn::Set(du, 0xCD9E8D57U);
-  const auto multiply = [&](VU32 a, VU32 m, VU32& lo, VU32& hi) HWY_ATTR {
-    const auto even = hn::MulEven(a, m);
-    const auto odd = hn::MulEven(hn::BitCast(du, hn::ShiftRight<32>(hn::BitCast(dw, a))), m);
-    lo = hn::OddEven(hn::BitCast(du, hn::ShiftLeft<32>(odd)), hn::BitCast(du, even));
-    hi = hn::OddEven(hn::BitCast(du, odd), hn::BitCast(du, hn::ShiftRight<32>(even)));
-  };
-  for (int round = 0; round < 10; ++round) {
-    VU32 lo0;
-    VU32 hi0;
-    VU32 lo1;
-    VU32 hi1;
-    multiply(c0, m0, lo0, hi0);
-    multiply(c2, m1, lo1, hi1);
-    c0 = hn::Xor(hn::Xor(hi1, c1), hn::Set(du, k0));
-    c1 = lo1;
-    c2 = hn::Xor(hn::Xor(hi0, c3), hn::Set(du, k1));
-    c3 = lo0;
-    k0 += 0x9E3779B9U;
-    k1 += 0xBB67AE85U;
-  }
-  words[0] = c0;
-  words[1] = c1;
-  words[2] = c2;
-  words[3] = c3;
-}
-#endif
+constexpr std::int64_t whole_groups(std::int64_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
 
 // Uniform in (-0.5, 0.5) for the 64 elements of a group.
 HWY_NOINLINE void group_noise(const RandomStream& stream, std::uint64_t group, float* out) {
@@ -193,6 +60,8 @@ HWY_NOINLINE float read_block(const T* grad, const float* residual, float decay,
   auto largest = hn::Zero(I32());
   std::int64_t i = 0;
   for (; i + step <= n; i += step) {
+    hwy::Prefetch(grad + i + kAhead);
+    if (residual != nullptr) hwy::Prefetch(residual + i + kAhead);
     const VF32 v = load_sum(grad + i, residual == nullptr ? nullptr : residual + i, factor);
     largest = hn::Max(largest, magnitude_bits(v));
     hn::Store(v, df, values + i);
@@ -229,242 +98,316 @@ HWY_NOINLINE float mean_of(const float* HWY_RESTRICT values, std::int64_t n) {
   return quantize_mean(sums, n);
 }
 
-struct Block {
-  QuantizeScale scale;
-  int bits;
-  const float* values;  // whole groups
-  const float* noise;   // as many, when stochastic
-  std::uint8_t* codes;  // one a byte
-  float* rest;          // what the codes leave of the values, or null
-  std::int64_t n;       // a multiple of 64
-};
+// The rest of these read n values, zero-filled up to whole groups.
 
-template <bool kStochastic, bool kStream>
-HWY_NOINLINE void quantize_signs(const Block& block) {
+HWY_NOINLINE float largest_of(const float* HWY_RESTRICT values, std::int64_t n) {
   const F32 df;
-  const U32 du;
-  const VF32 inverse = hn::Set(df, block.scale.inverse);
-  const auto unit = hn::BitCast(du, hn::Set(df, block.scale.scale));
-  const auto sign_bit = hn::Set(du, kSignBit32);
-  for (std::int64_t i = 0; i < block.n; i += lanes()) {
-    const VF32 v = hn::Load(df, block.values + i);
-    auto sign = hn::And(hn::BitCast(du, v), sign_bit);
-    if constexpr (kStochastic) {
-      const VF32 twice = hn::Mul(hn::Set(df, 2.0F), hn::Load(df, block.noise + i));
-      const VF32 sum = hn::Add(hn::Mul(v, inverse), twice);
-      // A sum of 0 is positive whatever its sign bit.
-      sign = hn::IfThenElseZero(hn::RebindMask(du, hn::Lt(sum, hn::Zero(df))), sign_bit);
-    }
-    hn::StoreU(hn::U8FromU32(hn::ShiftRight<31>(sign)), U8(), block.codes + i);
-    if (block.rest == nullptr) continue;
-    const VF32 rest = hn::Sub(v, hn::BitCast(df, hn::Or(unit, sign)));
-    if constexpr (kStream) {
-      hn::Stream(rest, df, block.rest + i);
-    } else {
-      hn::StoreU(rest, df, block.rest + i);
-    }
+  VF32 largest = hn::Zero(df);
+  for (std::int64_t i = 0; i < n; i += lanes()) {
+    largest = hn::Max(largest, hn::Abs(hn::Load(df, values + i)));
   }
+  return hn::GetLane(hn::MaxOfLanes(df, largest));
 }
 
-template <bool kStochastic, bool kStream>
-HWY_NOINLINE void quantize_levels_of(const Block& block) {
+// Sum of (v / largest)^2.
+HWY_NOINLINE float squares_of(const float* HWY_RESTRICT values, std::int64_t n, float largest) {
+  if (largest < kQuantizeTiny) return 0;
   const F32 df;
-  const U32 du;
-  const VF32 inverse = hn::Set(df, block.scale.inverse);
-  const VF32 unit = hn::Set(df, block.scale.scale);
-  const VF32 magic = hn::Set(df, kQuantizeMagic);
-  const auto levels = static_cast<float>(quantize_levels(block.bits));
-  const VF32 least = hn::Set(df, kQuantizeMagic - levels);
-  const VF32 most = hn::Set(df, kQuantizeMagic + levels);
-  const VU32 mask = hn::Set(du, (1U << block.bits) - 1);
-  for (std::int64_t i = 0; i < block.n; i += lanes()) {
-    const VF32 v = hn::Load(df, block.values + i);
-    VF32 rounded = hn::Mul(v, inverse);
-    if constexpr (kStochastic) {
-      rounded = hn::Add(hn::Add(rounded, hn::Load(df, block.noise + i)), magic);
-      rounded = hn::Min(hn::Max(rounded, least), most);
-    } else {
-      rounded = hn::Add(rounded, magic);
+  const VF32 inverse = hn::Set(df, 1.0F / quantize_square_unit(largest));
+  alignas(64) float sums[kQuantizeLanes] = {};
+  for (std::int64_t k = 0; k < kQuantizeLanes; k += lanes()) {
+    VF32 sum = hn::Zero(df);
+    for (std::int64_t j = k; j < n; j += kQuantizeLanes) {
+      const VF32 x = hn::Mul(hn::Load(df, values + j), inverse);
+      sum = hn::Add(sum, hn::Mul(x, x));
     }
-    hn::StoreU(hn::U8FromU32(hn::And(hn::BitCast(du, rounded), mask)), U8(), block.codes + i);
-    if (block.rest == nullptr) continue;
-    const VF32 rest = hn::Sub(v, hn::Mul(hn::Sub(rounded, magic), unit));
-    if constexpr (kStream) {
-      hn::Stream(rest, df, block.rest + i);
-    } else {
-      hn::StoreU(rest, df, block.rest + i);
-    }
+    hn::Store(sum, df, sums + k);
   }
+  return quantize_add_lanes(sums);
 }
 
-template <bool kStochastic>
-void quantize_block(const Block& block, bool stream) {
-  if (block.bits == 1) {
-    stream ? quantize_signs<kStochastic, true>(block) : quantize_signs<kStochastic, false>(block);
-  } else {
-    stream ? quantize_levels_of<kStochastic, true>(block)
-           : quantize_levels_of<kStochastic, false>(block);
+// Without what fills up the last group.
+HWY_NOINLINE QuantizeRange range_of(const float* HWY_RESTRICT values, std::int64_t n, int bits) {
+  const F32 df;
+  VF32 least = hn::Set(df, values[0]);
+  VF32 largest = least;
+  std::int64_t i = 0;
+  for (; i + lanes() <= n; i += lanes()) {
+    const VF32 v = hn::Load(df, values + i);
+    least = hn::Min(least, v);
+    largest = hn::Max(largest, v);
   }
+  float low = hn::GetLane(hn::MinOfLanes(df, least));
+  float high = hn::GetLane(hn::MaxOfLanes(df, largest));
+  for (; i < n; ++i) {
+    low = std::min(low, values[i]);
+    high = std::max(high, values[i]);
+  }
+  return quantize_range(low, high, bits);
 }
 
-template <int kBits>
-HWY_NOINLINE void pack_groups(const std::uint8_t* codes, std::int64_t n, std::uint8_t* out) {
-  for (std::int64_t i = 0; i < n; i += kGroup) {
-    pack_group<kBits>(codes + i, out);
-    out += quantize_group_bytes(kBits);
-  }
-}
-template <int kBits>
-HWY_NOINLINE void unpack_groups(const std::uint8_t* in, std::int64_t n, std::uint8_t* codes) {
-  for (std::int64_t i = 0; i < n; i += kGroup) {
-    unpack_group<kBits>(in, codes + i);
-    in += quantize_group_bytes(kBits);
-  }
-}
+// ---- Encoding.
 
-// Calls f(std::integral_constant<int, bits>).
-template <typename F>
-HWY_INLINE void with_bits(int bits, F&& f) {
-  switch (bits) {
-    case 1:
-      return f(std::integral_constant<int, 1>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    case 7:
-      return f(std::integral_constant<int, 7>());
-    default:
-      return f(std::integral_constant<int, 8>());
-  }
-}
-
-// Everything of a block fits in L1: 4096 values and their noise, codes and tail.
+// Everything of a unit fits in L1 or nearly so.
 struct Scratch {
-  alignas(64) float values[kMaxBlock];
-  alignas(64) float noise[kMaxBlock];
-  alignas(64) float tail[kMaxBlock];
-  alignas(64) std::uint8_t codes[kMaxBlock];
+  alignas(64) float values[kMaxUnit];
+  alignas(64) float rotated[kMaxUnit];
+  alignas(64) float kept[kMaxUnit];
+  alignas(64) float noise[kMaxUnit];
+  alignas(64) std::uint8_t codes[kMaxUnit + kGroup];
 };
 
-// Scale and codes of the block of `size` values that begins at `begin`.
-void encode_block(const QuantizeEncode& args, Scratch& scratch, std::int64_t begin,
-                  std::int64_t size, QuantizeScale scale, bool stream, std::uint8_t* out) {
-  std::memcpy(out, &scale.scale, sizeof(float));
-  const std::int64_t whole = (size + kGroup - 1) / kGroup * kGroup;
-  float* next = args.next == nullptr ? nullptr : args.next + begin;
-  const bool in_place = next != nullptr && whole == size;
-  const Block block{scale,         args.bits,     scratch.values,
-                    scratch.noise, scratch.codes, in_place || next == nullptr ? next : scratch.tail,
-                    whole};
+// The codes of a record of n values, of which `largest` is the largest magnitude; its scales to
+// `out`.
+template <bool kStochastic, bool kRest>
+HWY_NOINLINE void write_record(const QuantizeShape& shape, const Block& block, std::int64_t n,
+                               float largest, std::uint8_t* out) {
+  const std::int64_t whole = whole_groups(n);
+  switch (shape.kind) {
+    case QuantizeKind::kMaxAbs:
+    case QuantizeKind::kQsgd:
+    case QuantizeKind::kTernGrad: {
+      float base = largest;
+      if (shape.kind == QuantizeKind::kQsgd) {
+        base = quantize_norm(base, squares_of(block.values, n, base));
+      } else if (shape.kind == QuantizeKind::kTernGrad) {
+        base = quantize_clip(base, squares_of(block.values, n, base), n);
+      } else if (shape.bits == 1 && !kStochastic) {
+        base = mean_of(block.values, n);
+      }
+      const QuantizeScale scale = quantize_scale(base, quantize_levels(shape.bits));
+      std::memcpy(out, &scale.scale, sizeof scale.scale);
+      if (shape.bits == 1) {
+        return write_codes<kStochastic, kRest>(SignCoder(scale), block, 0, whole);
+      }
+      return write_codes<kStochastic, kRest>(LevelCoder(scale, shape.bits), block, 0, whole);
+    }
+    case QuantizeKind::kMaxMin: {
+      const QuantizeRange range = range_of(block.values, n, shape.bits);
+      std::memcpy(out, &range.least, sizeof range.least);
+      std::memcpy(out + sizeof range.least, &range.largest, sizeof range.largest);
+      return write_codes<kStochastic, kRest>(StepCoder(range, shape.bits), block, 0, whole);
+    }
+    case QuantizeKind::kNatural: {
+      const QuantizePowers powers = quantize_powers_of(largest, shape.bits);
+      out[0] = static_cast<std::uint8_t>(powers.base);
+      if constexpr (kStochastic) {
+        write_codes<true, kRest>(PowerCoder(powers, shape.bits), block, 0, whole);
+      }
+      return;
+    }
+    case QuantizeKind::kMx:
+      break;
+  }
+  const MxFormat format = mx_format(shape.element);
+  for (std::int64_t at = 0; at < n; at += shape.block) {
+    const std::int64_t end = std::min(at + shape.block, whole);
+    const float of_block = largest_of(block.values + at, std::min(end, n) - at);
+    const std::uint8_t scale = mx_scale(format, of_block, kStochastic);
+    *out++ = scale;
+    write_codes<kStochastic, kRest>(MxCoder(format, scale), block, at, end);
+  }
+}
+
+// The record of the n values at `block.values`, the first of which is element `begin` of the
+// tensor.
+template <bool kRest>
+void encode_record(const QuantizeEncode& args, Scratch& scratch, const Block& block,
+                   std::int64_t begin, std::int64_t n, float largest, std::uint8_t* out) {
   if (args.stochastic) {
-    for (std::int64_t i = 0; i < size; i += kGroup) {
+    for (std::int64_t i = 0; i < n; i += kGroup) {
       group_noise(args.random, static_cast<std::uint64_t>((begin + i) / kGroup), scratch.noise + i);
     }
-    quantize_block<true>(block, stream && in_place);
-  } else {
-    quantize_block<false>(block, stream && in_place);
   }
-  if (next != nullptr && !in_place) std::copy(scratch.tail, scratch.tail + size, next);
-  std::fill(scratch.codes + size, scratch.codes + whole, std::uint8_t{0});
-  with_bits(args.bits, [&](auto bits) {
-    pack_groups<bits.value>(scratch.codes, whole, out + kQuantizeScaleBytes);
-  });
+  args.stochastic ? write_record<true, kRest>(args.shape, block, n, largest, out)
+                  : write_record<false, kRest>(args.shape, block, n, largest, out);
+  out += args.shape.head_bytes(n);
+  if (args.shape.kind == QuantizeKind::kTernGrad) return pack_trits(scratch.codes, n, out);
+  const std::int64_t whole = whole_groups(n);
+  std::fill(scratch.codes + n, scratch.codes + whole, std::uint8_t{0});
+  with_bits(args.shape.bits,
+            [&](auto bits) { pack_groups<bits.value>(scratch.codes, whole, out); });
+}
+
+// The unit of n elements that begins at `begin`, without rotation: one record.
+void encode_plain(const QuantizeEncode& args, Scratch& scratch, std::int64_t begin, std::int64_t n,
+                  float largest, bool stream, std::uint8_t* out) {
+  float* next = args.next == nullptr ? nullptr : args.next + begin;
+  const bool in_place = next != nullptr && whole_groups(n) == n;
+  const Block block{scratch.values, scratch.noise, scratch.codes,
+                    in_place || next == nullptr ? next : scratch.kept, stream && in_place};
+  encode_record<true>(args, scratch, block, begin, n, largest, out);
+  if (next != nullptr && !in_place) std::copy(scratch.kept, scratch.kept + n, next);
+}
+
+HWY_NOINLINE void write_rest(const float* HWY_RESTRICT values, const float* HWY_RESTRICT sent,
+                             std::int64_t n, bool stream, float* next) {
+  const F32 df;
+  std::int64_t i = 0;
+  for (; i + lanes() <= n; i += lanes()) {
+    const VF32 rest = hn::Sub(hn::Load(df, values + i), hn::Load(df, sent + i));
+    stream ? hn::Stream(rest, df, next + i) : hn::StoreU(rest, df, next + i);
+  }
+  for (; i < n; ++i) next[i] = values[i] - sent[i];
+}
+
+void encode_rotated(const QuantizeEncode& args, Scratch& scratch, std::int64_t begin,
+                    std::int64_t n, bool stream, std::uint8_t* out) {
+  const QuantizeShape& shape = args.shape;
+  rotate(*args.rotation, shape.unit(), n, scratch.values, scratch.rotated);
+  std::fill(scratch.rotated + n, scratch.rotated + whole_groups(n), 0.0F);
+  for (std::int64_t at = 0; at < n; at += shape.record()) {
+    const std::int64_t size = std::min(shape.record(), n - at);
+    const Block block{scratch.rotated + at, scratch.noise, scratch.codes,
+                      args.next == nullptr ? nullptr : scratch.kept + at, false};
+    encode_record<false>(args, scratch, block, begin + at, size, largest_of(block.values, size),
+                         out);
+    out += shape.record_bytes(size);
+  }
+  if (args.next == nullptr) return;
+  rotate_back(*args.rotation, shape.unit(), n, scratch.kept);
+  write_rest(scratch.values, scratch.kept, n, stream, args.next + begin);
 }
 
 bool encode(const QuantizeEncode& args) {
   Scratch scratch;
-  auto* out = reinterpret_cast<std::uint8_t*>(args.blocks);
+  auto* out = reinterpret_cast<std::uint8_t*>(args.records);
+  const std::int64_t unit = args.shape.unit();
   const std::int64_t n = args.grad.elements;
   const bool stream = writes_past_caches(args.grad, args.residual, args.next);
-  for (std::int64_t begin = 0; begin < n; begin += args.block) {
-    const std::int64_t size = std::min(args.block, n - begin);
+  for (std::int64_t begin = 0; begin < n; begin += unit) {
+    const std::int64_t size = std::min(unit, n - begin);
     const float* residual = args.residual == nullptr ? nullptr : args.residual + begin;
-    float base = visit(args.grad, [&](const auto* grad) {
+    const float largest = visit(args.grad, [&](const auto* grad) {
       return read_block(grad + begin, residual, args.decay, size, scratch.values);
     });
-    if (base < 0) return false;
-    if (args.bits == 1 && !args.stochastic) base = mean_of(scratch.values, size);
-    const QuantizeScale scale = quantize_scale(base, quantize_levels(args.bits));
-    encode_block(args, scratch, begin, size, scale, stream, out);
-    out += quantize_block_bytes(args.bits, size);
+    if (largest < 0) return false;
+    if (args.shape.rotate) {
+      encode_rotated(args, scratch, begin, size, stream, out);
+    } else {
+      encode_plain(args, scratch, begin, size, largest, stream, out);
+    }
+    out += args.shape.bytes(size);
   }
   if (stream) hwy::FlushStream();
   return true;
 }
 
-// Calls use(begin, size, scale, signed codes) for every block in order; false at a scale that no
-// encoder wrote.
-template <typename F>
-HWY_INLINE bool for_each_block(const std::byte* blocks, int bits, std::int64_t block,
-                               std::int64_t n, F&& use) {
-  alignas(64) std::uint8_t codes[kMaxBlock];
-  const auto* in = reinterpret_cast<const std::uint8_t*>(blocks);
-  for (std::int64_t begin = 0; begin < n; begin += block) {
-    const std::int64_t size = std::min(block, n - begin);
-    float scale = 0;
-    std::memcpy(&scale, in, sizeof(scale));
-    if (std::bit_cast<std::uint32_t>(scale) >= kInfBits32) return false;
-    with_bits(bits, [&](auto b) { unpack_groups<b.value>(in + kQuantizeScaleBytes, size, codes); });
-    use(begin, size, scale, reinterpret_cast<const std::int8_t*>(codes));
-    in += quantize_block_bytes(bits, size);
+// ---- Decoding.
+
+template <class Reader>
+HWY_NOINLINE void read_all(const Reader& reader, const std::uint8_t* codes, std::int64_t n,
+                           float* values) {
+  read_codes(reader, codes, 0, n, values);
+}
+
+// The values of a record, in whole groups; false at a scale that no encoder writes.
+bool read_record(const std::uint8_t* in, const QuantizeShape& shape, std::int64_t n,
+                 float* values) {
+  alignas(64) std::uint8_t codes[kMaxUnit + kGroup];
+  const std::uint8_t* packed = in + shape.head_bytes(n);
+  const std::int64_t whole = whole_groups(n);
+  const bool integers = shape.kind == QuantizeKind::kMaxAbs || shape.kind == QuantizeKind::kQsgd;
+  if (shape.kind == QuantizeKind::kTernGrad) {
+    unpack_trits(packed, n, codes);
+  } else {
+    with_bits(shape.bits, [&](auto bits) {
+      integers ? unpack_groups<bits.value, true>(packed, n, codes)
+               : unpack_groups<bits.value, false>(packed, n, codes);
+    });
+  }
+  switch (shape.kind) {
+    case QuantizeKind::kMaxAbs:
+    case QuantizeKind::kQsgd:
+    case QuantizeKind::kTernGrad: {
+      float scale = 0;
+      if (!read_scale(shape, in, scale)) return false;
+      read_all(LevelReader(scale), codes, whole, values);
+      return true;
+    }
+    case QuantizeKind::kMaxMin: {
+      QuantizeRange range;
+      if (!read_range(shape, in, range)) return false;
+      read_all(StepReader(range), codes, whole, values);
+      return true;
+    }
+    case QuantizeKind::kNatural: {
+      QuantizePowers powers;
+      if (!read_powers(shape, in[0], powers)) return false;
+      read_all(PowerReader(powers, shape.bits), codes, whole, values);
+      return true;
+    }
+    case QuantizeKind::kMx:
+      break;
+  }
+  const MxFormat format = mx_format(shape.element);
+  for (std::int64_t at = 0; at < n; at += shape.block) {
+    const std::uint8_t scale = *in++;
+    if (!mx_valid(shape, scale)) return false;
+    read_codes(MxReader(format, mx_unit(scale)), codes, at, std::min(at + shape.block, whole),
+               values);
   }
   return true;
 }
 
-HWY_INLINE VF32 load_codes(const std::int8_t* codes) {
-  const hn::Rebind<std::int8_t, F32> d8;
-  return hn::ConvertTo(F32(), hn::PromoteTo(I32(), hn::LoadU(d8, codes)));
+// Calls use(begin, elements, values) for every unit in order; false at a scale that no encoder
+// writes.
+template <typename F>
+HWY_INLINE bool for_each_unit(const std::byte* records, const QuantizeShape& shape,
+                              const QuantizeRotation* rotation, std::int64_t n, F&& use) {
+  alignas(64) float values[kMaxUnit];
+  const auto* in = reinterpret_cast<const std::uint8_t*>(records);
+  for (std::int64_t begin = 0; begin < n; begin += shape.unit()) {
+    const std::int64_t size = std::min(shape.unit(), n - begin);
+    for (std::int64_t at = 0; at < size; at += shape.record()) {
+      const std::int64_t elements = std::min(shape.record(), size - at);
+      if (!read_record(in, shape, elements, values + at)) return false;
+      in += shape.record_bytes(elements);
+    }
+    if (shape.rotate) rotate_back(*rotation, shape.unit(), size, values);
+    use(begin, size, values);
+  }
+  return true;
 }
 
 template <typename T>
-HWY_NOINLINE void write_block(const std::int8_t* codes, float scale, std::int64_t n, T* out) {
-  const VF32 unit = hn::Set(F32(), scale);
+HWY_NOINLINE void write_values(const float* HWY_RESTRICT values, std::int64_t n, T* out) {
   std::int64_t i = 0;
-  for (; i + lanes() <= n; i += lanes()) {
-    store_float(hn::Mul(load_codes(codes + i), unit), out + i);
-  }
-  for (; i < n; ++i) out[i] = from_float<T>(static_cast<float>(codes[i]) * scale);
+  for (; i + lanes() <= n; i += lanes()) store_float(hn::Load(F32(), values + i), out + i);
+  for (; i < n; ++i) out[i] = from_float<T>(values[i]);
 }
 
-bool decode(const std::byte* blocks, int bits, std::int64_t block, TensorView out) {
-  return visit(out, [&](auto* values) {
-    return for_each_block(
-        blocks, bits, block, out.elements,
-        [&](std::int64_t begin, std::int64_t size, float scale, const std::int8_t* codes) {
-          write_block(codes, scale, size, values + begin);
-        });
+bool decode(const std::byte* records, const QuantizeShape& shape, const QuantizeRotation* rotation,
+            TensorView out) {
+  return visit(out, [&](auto* to) {
+    return for_each_unit(records, shape, rotation, out.elements,
+                         [&](std::int64_t begin, std::int64_t n, const float* values) {
+                           write_values(values, n, to + begin);
+                         });
   });
 }
 
-HWY_NOINLINE void add_block(const std::int8_t* codes, float scale, float weight, std::int64_t n,
-                            float* out) {
+HWY_NOINLINE void add_values(const float* HWY_RESTRICT values, float weight, std::int64_t n,
+                             float* HWY_RESTRICT out) {
   const F32 df;
-  const VF32 unit = hn::Set(df, scale);
   const VF32 factor = hn::Set(df, weight);
   std::int64_t i = 0;
   for (; i + lanes() <= n; i += lanes()) {
-    const VF32 product = hn::Mul(factor, hn::Mul(load_codes(codes + i), unit));
+    const VF32 product = hn::Mul(factor, hn::Load(df, values + i));
     hn::StoreU(hn::Add(hn::LoadU(df, out + i), product), df, out + i);
   }
-  for (; i < n; ++i) out[i] += weight * (static_cast<float>(codes[i]) * scale);
+  for (; i < n; ++i) out[i] += weight * values[i];
 }
 
-bool accumulate(const std::byte* blocks, int bits, std::int64_t block, float weight, float* out,
-                std::int64_t n) {
-  return for_each_block(
-      blocks, bits, block, n,
-      [&](std::int64_t begin, std::int64_t size, float scale, const std::int8_t* codes) {
-        add_block(codes, scale, weight, size, out + begin);
-      });
+bool accumulate(const std::byte* records, const QuantizeShape& shape,
+                const QuantizeRotation* rotation, float weight, float* out, std::int64_t n) {
+  return for_each_unit(records, shape, rotation, n,
+                       [&](std::int64_t begin, std::int64_t size, const float* values) {
+                         add_values(values, weight, size, out + begin);
+                       });
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace thinwire
 HWY_AFTER_NAMESPACE();
@@ -477,12 +420,14 @@ HWY_EXPORT(decode);
 HWY_EXPORT(accumulate);
 
 bool quantize_encode(const QuantizeEncode& args) { return HWY_DYNAMIC_DISPATCH(encode)(args); }
-bool quantize_decode(const std::byte* blocks, int bits, std::int64_t block, TensorView out) {
-  return HWY_DYNAMIC_DISPATCH(decode)(blocks, bits, block, out);
+bool quantize_decode(const std::byte* records, const QuantizeShape& shape,
+                     const QuantizeRotation* rotation, TensorView out) {
+  return HWY_DYNAMIC_DISPATCH(decode)(records, shape, rotation, out);
 }
-bool quantize_accumulate(const std::byte* blocks, int bits, std::int64_t block, float weight,
-                         float* out, std::int64_t n) {
-  return HWY_DYNAMIC_DISPATCH(accumulate)(blocks, bits, block, weight, out, n);
+bool quantize_accumulate(const std::byte* records, const QuantizeShape& shape,
+                         const QuantizeRotation* rotation, float weight, float* out,
+                         std::int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(accumulate)(records, shape, rotation, weight, out, n);
 }
 
 }  // namespace thinwire

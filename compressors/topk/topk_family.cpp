@@ -1,6 +1,8 @@
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string_view>
+#include <vector>
 
 #include "compressors/core/family.h"
 #include "compressors/topk/topk.h"
@@ -16,7 +18,28 @@ constexpr std::array kOptions = {
                  "sampled: 0.8 k to k entries, by a threshold estimated from a sample"},
     FamilyOption{"chunk", "64 to 65536", "the whole tensor",
                  "elements that are selected from together; k=COUNT counts in each chunk"},
+    FamilyOption{"warmup", "a number of steps", "0",
+                 "from start on, as long as the density falls: 0.25, 0.0625, ... in equal stages"},
 };
+
+constexpr double kFirstWarmupDensity = 0.25;
+constexpr double kWarmupFactor = 0.25;
+
+// Deep Gradient Compression's schedule (section 3.3): densities 0.25^i above the last one, each for
+// an equal share of `steps`.
+std::vector<WarmupStage> warmup_stages(TopKOptions options, std::uint64_t steps) {
+  std::vector<WarmupStage> stages;
+  const double last = options.density;
+  for (double density = kFirstWarmupDensity; density > last; density *= kWarmupFactor) {
+    options.density = density;
+    stages.push_back({.end = 0, .payload = make_topk_codec(options)});
+  }
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    stages[i].end =
+        steps / stages.size() * (i + 1) + steps % stages.size() * (i + 1) / stages.size();
+  }
+  return stages;
+}
 
 void make(const SpecReader& reader, Codec& codec) {
   constexpr std::array<std::string_view, 2> kSelect = {"exact", "sampled"};
@@ -37,6 +60,14 @@ void make(const SpecReader& reader, Codec& codec) {
     reader.refuse_value("select", "a chunk's selection is exact", "exact");
   }
   codec.payload = make_topk_codec(options);
+  const std::int64_t warmup =
+      reader.integer("warmup", 0, 0, std::numeric_limits<std::int64_t>::max());
+  if (warmup == 0) return;
+  if (options.k > 0 || options.density >= kFirstWarmupDensity) {
+    reader.refuse_value("warmup", "it falls from density 0.25 to a lower one", "0");
+  }
+  codec.options.warmup_steps = static_cast<std::uint64_t>(warmup);
+  codec.warmup = warmup_stages(options, codec.options.warmup_steps);
 }
 
 }  // namespace

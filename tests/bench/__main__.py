@@ -1,10 +1,12 @@
 """The benchmarks: `python -m tests.bench [NAME [OPTION...]]`, also as `thinwire bench`.
 
     codecs   encode and sum of every codec on one core, beside a probe of the memory
-    topk     torch.topk on the same tensors
+    peers    the same compression by torch, numpy and zstd, beside the same probe
+    fedzip   how much of a trained VGG-16's update fedzip leaves, by its density
     steps    step times of training jobs over emulated links; --accuracy: what they learn meanwhile
+    table    codecs, peers and fedzip as Markdown, from the results in out/bench
 
-Without a name: all of them, with results as JSON in out/bench.
+Without a name: all of them, with results as JSON in out/bench, and the table in table.md.
 """
 
 from __future__ import annotations
@@ -14,11 +16,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "out" / "bench"
 COMMANDS = {
     "codecs": [str(ROOT / "build/release/bench/codecs_bench")],
-    "topk": [sys.executable, str(ROOT / "tests/bench/torch_topk.py")],
+    "peers": [sys.executable, str(ROOT / "tests/bench/codec_peers.py")],
+    "fedzip": [sys.executable, str(ROOT / "tests/bench/fedzip_vgg.py")],
     "steps": [sys.executable, str(ROOT / "tests/bench/step_time.py")],
+    "table": [sys.executable, str(ROOT / "tests/bench/table.py")],
 }
+# What runs without a name: (name of the result, benchmark, its options).
+ALL = [
+    ("codecs", "codecs", []),
+    ("codecs-bf16", "codecs", ["--dtype", "bf16", "bf16", "lossless", "q8", "topk:0.01,values=q8"]),
+    ("peers", "peers", []),
+    ("fedzip", "fedzip", []),
+    ("steps", "steps", []),
+    ("accuracy", "steps", ["--accuracy"]),
+]
 
 
 def run(name: str, options: list[str]) -> int:
@@ -38,13 +52,12 @@ def main(words: list[str]) -> int:
         return 2
     if words:
         return run(words[0], words[1:])
-    results = ROOT / "out" / "bench"
-    results.mkdir(parents=True, exist_ok=True)
-    benches = [(name, name, []) for name in COMMANDS] + [("accuracy", "steps", ["--accuracy"])]
-    return max(
-        run(name, [*options, "--json", str(results / f"{label}.json")])
-        for label, name, options in benches
-    )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    codes = [
+        run(name, [*options, "--json", str(RESULTS / f"{label}.json")])
+        for label, name, options in ALL
+    ]
+    return max(*codes, run("table", ["--markdown", str(RESULTS / "table.md")]))
 
 
 if __name__ == "__main__":

@@ -634,6 +634,8 @@ Arguments parse(std::span<char*> words) {
                        "topk:0.01,values=q8",
                        "q4",
                        "q8",
+                       "q4,rotate",
+                       "q8,kind=mx",
                        "onebit",
                        "onebit,block=1024",
                        "bf16",

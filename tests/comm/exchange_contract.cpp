@@ -62,6 +62,7 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"q8,block=64,stochastic", Collective::kRequantising},
       {"q1", Collective::kRequantising},
       {"dct:16", Collective::kRequantising},
+      {"lowrank:2", Collective::kRequantising},
       {"randmask:0.1", Collective::kLinear},
       {"powersgd:2", Collective::kLinear},
       {"powersgd:3,rounds=1", Collective::kLinear},

@@ -51,6 +51,7 @@ struct Bad {
   const char* name;
   std::size_t layer;
   float value;
+  bool summed = false;  // by the transport: the rank is not known
 };
 class ReducerNonFinite : public ::testing::TestWithParam<Bad> {};
 
@@ -115,21 +116,76 @@ TEST_P(ReducerNonFinite, SkipStepZeroesEveryGradientEverywhere) {
 }
 
 TEST_P(ReducerNonFinite, ErrorNamesTheLayerOnEveryRankAndTheReducerGoesOn) {
-  run_with_bad_value(with_option("nonfinite=error"), GetParam(),
-                     [](GradientReducer& reducer, Gradients&, const auto& error) {
-                       EXPECT_THROW(std::rethrow_exception(error), NonFiniteError);
-                       EXPECT_THAT(message(error),
-                                   AllOf(HasSubstr(reducer.layers()[GetParam().layer].name),
-                                         HasSubstr("at step 2"), HasSubstr("hint: ")));
-                     });
+  run_with_bad_value(
+      with_option("nonfinite=error"), GetParam(),
+      [](GradientReducer& reducer, Gradients&, const auto& error) {
+        EXPECT_THROW(std::rethrow_exception(error), NonFiniteError);
+        const std::string name = reducer.layers()[GetParam().layer].name;
+        const std::string where =
+            "tensor '" + name + "', index 5, value " + std::to_string(GetParam().value);
+        const std::string first =
+            GetParam().summed ? where + " in the sum over the ranks\n" : "rank 1, " + where + "\n";
+        EXPECT_THAT(message(error), AllOf(HasSubstr("the first: " + first), HasSubstr("at step 2"),
+                                          HasSubstr("hint: ")));
+      });
+}
+
+// Of several bad values one in a rank's own gradient, there that of the first layer, rank and
+// index.
+TEST(ReducerNonFinite, ErrorNamesWhatIsFirstAndKnown) {
+  struct Place {
+    int rank;
+    std::size_t layer;
+    std::int64_t index;
+    float value;
+  };
+  struct Scene {
+    std::string policy;
+    std::vector<Place> places;
+    std::string says;
+  };
+  const float inf = HUGE_VALF;
+  const float huge = 3e38F;
+  const Scene scenes[] = {
+      {"q8,nonfinite=error",
+       {{2, 2, 7, inf}, {1, 2, 2000, -inf}, {1, 2, 2110, inf}, {0, 5, 0, inf}, {0, 1, 0, inf}},
+       "the first: rank 1, tensor 'fc2.weight', index 2000, value -inf"},
+      {"topk:0.05,memory=bf16,nonfinite=error",
+       {{2, 4, 7, inf}, {1, 2, 2000, inf}},
+       "the first: rank 1, tensor 'fc2.weight', index 2000, value inf"},
+      {"q8,nonfinite=error",
+       {{0, 0, 1300, huge}, {1, 0, 1300, huge}, {2, 0, 1300, huge}},
+       "the first: tensor 'fc1.weight', index 1300, value inf in the sum over the ranks"},
+  };
+  for (const Scene& scene : scenes) {
+    SCOPED_TRACE(scene.policy + ": " + scene.says);
+    ReducerOptions sum;
+    sum.op = ReduceOp::kSum;
+    run_reducers(
+        3, scene.policy,
+        [&](int rank, auto& reducer, auto& gradients) {
+          gradients.fill(0, rank);
+          for (const Place& place : scene.places) {
+            if (place.rank == rank) gradients.set(place.layer, place.index, place.value);
+          }
+          std::exception_ptr error;
+          try {
+            reduce_step(reducer, gradients, kTwoBuckets);
+          } catch (...) {
+            error = std::current_exception();
+          }
+          EXPECT_THAT(message(error), HasSubstr(scene.says));
+        },
+        sum);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Reducer, ReducerNonFinite,
                          ::testing::Values(Bad{"topk", 0, std::nanf("")},
                                            Bad{"dense", 1, HUGE_VALF}, Bad{"q4", 2, -HUGE_VALF},
                                            Bad{"randmask", 4, std::nanf("")},
-                                           Bad{"small", 5, HUGE_VALF},
-                                           Bad{"last", 6, std::nanf("")}),
+                                           Bad{"small", 5, HUGE_VALF, true},
+                                           Bad{"last", 6, std::nanf(""), true}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(ReducerState, WithoutTransactionsASkippedStepStaysInTheResidual) {

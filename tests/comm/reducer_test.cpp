@@ -108,7 +108,10 @@ TEST_P(ReducerPolicies, NothingIsLost) {
   });
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     // fp32 sums of values of about 1; results of the bf16 layer are rounded to 8 bits.
-    const double bound = layers[layer].dtype == DType::kBF16 ? kSteps * 0x1p-8 : kSteps * 0x1p-20;
+    // A residual kept as q8 moves by up to a 64th of its block's largest value, of about 4.
+    double bound = layers[layer].dtype == DType::kBF16 ? kSteps * 0x1p-8 : kSteps * 0x1p-20;
+    if (std::string_view(GetParam().policy).find("memory=") != std::string_view::npos)
+      bound += kSteps * 4.0 / 64;
     for (std::size_t i = 0; i < given[layer].size(); ++i) {
       ASSERT_NEAR(given[layer][i], results[layer][i] + pending[layer][i], bound)
           << layers[layer].name << "[" << i << "]";
@@ -118,7 +121,9 @@ TEST_P(ReducerPolicies, NothingIsLost) {
 
 INSTANTIATE_TEST_SUITE_P(
     Reducer, ReducerPolicies,
-    ::testing::Values(Case{"none", 2}, Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
+    ::testing::Values(Case{"topk:0.05,memory=bf16", 3}, Case{"q4,memory=q8", 2},
+                      Case{"topk:0.05,memory=q8,transactional=off", 2}, Case{"none", 2},
+                      Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
                       Case{"topk:0.02,values=q8", 3}, Case{"topk:0.02,values=q8", 4}, Case{"q4", 2},
                       Case{"q4", 3}, Case{"q8,stochastic", 4}, Case{"q2", 7}, Case{"bf16", 4},
                       Case{"randmask:0.1", 2}, Case{"randmask:0.1", 4}, Case{"powersgd:2", 4},
@@ -254,6 +259,21 @@ TEST(Reducer, StartDelaysCompression) {
     }
     EXPECT_EQ(sent[1], 2 * sent[0]);
     EXPECT_LT(sent[2] - sent[1], sent[0] / 3);
+  });
+}
+
+TEST(Reducer, WarmupLowersTheDensity) {
+  run_reducers(2, "topk:0.01,start=1,warmup=3", [](int rank, auto& reducer, auto& gradients) {
+    std::vector<std::uint64_t> sent;
+    for (std::uint64_t step = 0; step < 6; ++step) {
+      const std::uint64_t before = reducer.stats().wire_bytes;
+      gradients.fill(step, rank);
+      reduce_step(reducer, gradients, kTwoBuckets);
+      sent.push_back(reducer.stats().wire_bytes - before);
+    }
+    for (const std::size_t step : {1, 2, 3, 4}) EXPECT_LT(sent[step], sent[step - 1]) << step;
+    EXPECT_EQ(sent[5], sent[4]);
+    EXPECT_FALSE(reducer.state().entries.empty());
   });
 }
 

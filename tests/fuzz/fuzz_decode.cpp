@@ -45,7 +45,17 @@ const std::vector<Codec>& codecs() {
                              "dct:32",
                              "dct:8,values=q8",
                              "dct:3,tile=16,values=fp32",
-                             "dct:16,tile=16"}) {
+                             "dct:16,tile=16",
+                             "q4,kind=maxmin",
+                             "q4,kind=qsgd",
+                             "q2,kind=terngrad",
+                             "q4,kind=natural",
+                             "q8,kind=mx",
+                             "q6,kind=mx,element=e3m2",
+                             "q4,kind=mx",
+                             "q4,rotate",
+                             "q3,kind=maxmin,rotate",
+                             "lowrank:3"}) {
       made.push_back(thinwire::make_codec(spec));
     }
     return made;

@@ -7,10 +7,15 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "comm/policy.h"
 #include "compressors/core/codec.h"
+#include "compressors/core/codec_support.h"
 #include "compressors/core/payload.h"
 #include "compressors/core/spec.h"
 #include "compressors/families.h"
@@ -58,7 +63,7 @@ class ArrayCodec {
       write_frame(header, frame);
       const std::size_t begin = frame_header_bytes(header);
       const TensorView grad{reinterpret_cast<void*>(data), n, header.dtype};
-      size = begin + encode_message(grad, reinterpret_cast<float*>(residual), key, step,
+      size = begin + encode_message(grad, shape, reinterpret_cast<float*>(residual), key, step,
                                     std::span(frame).subspan(begin));
     }
     return nb::bytes(frame.data(), size);
@@ -85,7 +90,7 @@ class ArrayCodec {
                            ", got " + std::to_string(header.codec_id) +
                            "\nhint: decode with the codec that encoded");
     }
-    std::vector<std::byte> scratch;
+    const Scratch scratch(codec_.payload->workspace_bytes(n));
     const Context ctx = context(scratch, n, key, step);
     codec_.payload->decode(ctx, message.subspan(kPayloadHeaderBytes), result);
   }
@@ -96,44 +101,76 @@ class ArrayCodec {
                             : kPayloadHeaderBytes + codec_.payload->slot_bytes(n);
   }
 
-  Context context(std::vector<std::byte>& scratch, std::int64_t n, const std::string& key,
-                  std::uint64_t step) const {
-    constexpr std::size_t kAlignment = 64;
-    const std::size_t size = codec_.payload->workspace_bytes(n);
-    scratch.resize(size + kAlignment);
-    void* begin = scratch.data();
-    std::size_t space = scratch.size();
-    std::align(kAlignment, size, begin, space);
+  // Uninitialised: a frame that claims many elements costs no memory before it is refused.
+  class Scratch {
+   public:
+    explicit Scratch(std::size_t bytes)
+        : data_(static_cast<std::byte*>(::operator new(bytes, kAlignment))), size_(bytes) {}
+    std::span<std::byte> bytes() const { return {data_.get(), size_}; }
+
+   private:
+    static constexpr std::align_val_t kAlignment{64};
+    struct Free {
+      void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+    };
+    std::unique_ptr<std::byte, Free> data_;
+    std::size_t size_;
+  };
+
+  static Context context(const Scratch& scratch, std::int64_t n, const std::string& key,
+                         std::uint64_t step) {
     Context ctx;
-    ctx.workspace = {static_cast<std::byte*>(begin), size};
+    ctx.workspace = scratch.bytes();
     ctx.step = step;
     ctx.key_hash = Key{.stream = kStream, .parameter = key, .begin = 0, .end = n}.hash();
     ctx.parameter = key;
     return ctx;
   }
 
+  // NonFiniteError that names the first NaN or Inf, if there is one.
+  static void refuse_nonfinite(TensorView grad, const Memory* memory, const std::string& key) {
+    const std::optional<PlacedValue> first = first_nonfinite(grad, memory);
+    if (!first) return;
+    throw NonFiniteError("x" + (key.empty() ? "" : " '" + key + "'") + ": value " +
+                         std::to_string(first->value) + " at index " +
+                         std::to_string(first->index) +
+                         (memory == nullptr ? "" : " of x + residual") +
+                         "; expected finite values (nonfinite=error)\nhint: with "
+                         "nonfinite=propagate the array decodes to NaN and the residual stays");
+  }
+
   // Returns the bytes written to `out`; `residual` may be null.
-  std::size_t encode_message(TensorView grad, float* residual, const std::string& key,
-                             std::uint64_t step, std::span<std::byte> out) const {
+  std::size_t encode_message(TensorView grad, std::span<const std::int64_t> shape, float* residual,
+                             const std::string& key, std::uint64_t step,
+                             std::span<std::byte> out) const {
     if (codec_.is_none()) {
+      if (codec_.options.nonfinite == NonFinite::kError) refuse_nonfinite(grad, nullptr, key);
       std::memcpy(out.data(), grad.data, grad.bytes());
       return grad.bytes();
     }
     const auto n = static_cast<std::size_t>(grad.elements);
-    std::vector<std::byte> scratch;
-    const Context ctx = context(scratch, grad.elements, key, step);
+    const Scratch scratch(codec_.payload->workspace_bytes(grad.elements));
+    Context ctx = context(scratch, grad.elements, key, step);
+    ctx.shape = shape;
     const auto body = out.subspan(kPayloadHeaderBytes);
-    EncodeResult result;
-    if (residual == nullptr) {
-      result = codec_.payload->encode(ctx, grad, nullptr, body);
-    } else {
-      Memory memory(grad.elements, {.transactional = false, .decay = codec_.options.decay});
-      memory.restore({residual, n});
-      result = codec_.payload->encode(ctx, grad, &memory, body);
-      if (memory.written()) {
-        memory.commit();
-        std::memcpy(residual, memory.current().data(), n * sizeof(float));
+    std::optional<Memory> memory;
+    if (residual != nullptr) {
+      if (codec_.options.storage != ResidualStorage::kFP32) {
+        throw InvalidArgument("encode with a residual of fp32, and memory= of \"" + codec_.spec +
+                              "\"\nhint: leave memory= out; it says how a reducer keeps residuals");
       }
+      memory.emplace(grad.elements,
+                     MemoryOptions{.transactional = false, .decay = codec_.options.decay});
+      memory->restore({residual, n});
+    }
+    const EncodeResult result =
+        codec_.payload->encode(ctx, grad, memory ? &*memory : nullptr, body);
+    if (result.nonfinite && codec_.options.nonfinite == NonFinite::kError) {
+      refuse_nonfinite(grad, memory ? &*memory : nullptr, key);
+    }
+    if (memory && memory->written()) {
+      memory->commit();
+      std::memcpy(residual, memory->current().data(), n * sizeof(float));
     }
     const std::size_t size = kPayloadHeaderBytes + result.bytes;
     const PayloadHeader header{

@@ -52,6 +52,10 @@ class Codec:
         residual: optional contiguous float32 array of as many elements. What is encoded is then
         ``x + residual``, and ``residual`` becomes what the bytes do not hold; ``none``, which
         holds all of ``x``, leaves it alone.
+        NaN or Inf in ``x + residual``: the bytes say so and decode to NaN everywhere
+        (``lossless`` and ``none`` send them as they are), ``residual`` stays; with
+        ``nonfinite=error`` in the spec NonFiniteError, which names the first of them by its index
+        in row-major order.
         Raises InvalidArgument for other dtypes, devices or layouts.
         """
         data, shape, dtype, kind = _describe(x, "x")

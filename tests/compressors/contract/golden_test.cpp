@@ -39,6 +39,17 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "q8",
                                   "q4,block=64,stochastic",
                                   "q1,stochastic",
+                                  "q4,kind=maxmin",
+                                  "q4,kind=qsgd",
+                                  "q2,kind=terngrad",
+                                  "q4,kind=natural",
+                                  "q8,kind=mx",
+                                  "q8,kind=mx,element=e5m2",
+                                  "q6,kind=mx",
+                                  "q6,kind=mx,element=e3m2",
+                                  "q4,kind=mx",
+                                  "q4,rotate",
+                                  "q3,kind=maxmin,block=64,stochastic,rotate",
                                   "fedzip:0.1",
                                   "fedzip:0.4,k=6",
                                   "fedzip:0.95",
@@ -49,7 +60,8 @@ constexpr const char* kSpecs[] = {"bf16",
                                   "onebit,block=64,scale=l1",
                                   "dct:32",
                                   "dct:8,values=q8",
-                                  "dct:3,tile=16,values=fp32"};
+                                  "dct:3,tile=16,values=fp32",
+                                  "lowrank:2"};
 
 std::string path(const std::string& spec) {
   std::string file = spec;

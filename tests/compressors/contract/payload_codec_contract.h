@@ -25,6 +25,8 @@ struct ContractCase {
   bool large = false;  // run the ten-million-element law, too
   // One scale goes by all that is encoded: a range alone has another than inside the whole.
   bool one_scale = false;
+  // Random numbers go by all that is encoded: a range alone draws others.
+  bool random = false;
 };
 void PrintTo(const ContractCase& test, std::ostream* out);
 

@@ -41,6 +41,18 @@ std::vector<ContractCase> quantisers() {
     cases.push_back({.spec = family + ",block=64,stochastic", .block = 64, .fp64 = true});
   }
   cases.push_back({.spec = "q4,block=4096", .block = 4096, .fp64 = true, .least_sent = 0.9});
+  // Each kind; one of them with its rotation, and rotation with the largest block.
+  cases.push_back({.spec = "q4,kind=maxmin", .block = 256, .fp64 = true, .least_sent = 0.9});
+  cases.push_back({.spec = "q4,kind=qsgd", .block = 256, .fp64 = true});
+  cases.push_back({.spec = "q2,kind=terngrad", .block = 256, .fp64 = true, .random = true});
+  cases.push_back({.spec = "q4,kind=natural,block=64", .block = 64, .fp64 = true});
+  cases.push_back({.spec = "q8,kind=mx", .block = 256, .fp64 = true, .least_sent = 0.99});
+  cases.push_back(
+      {.spec = "q6,kind=mx,element=e3m2", .block = 32, .fp64 = true, .least_sent = 0.9});
+  cases.push_back({.spec = "q4,kind=mx,stochastic", .block = 256, .fp64 = true});
+  cases.push_back(
+      {.spec = "q4,rotate", .block = 1024, .fp64 = true, .least_sent = 0.9, .random = true});
+  cases.push_back({.spec = "q3,kind=natural,block=4096,rotate", .block = 4096, .fp64 = true});
   return cases;
 }
 
@@ -71,6 +83,12 @@ std::vector<ContractCase> onebits() {
           {.spec = "onebit,block=4096", .block = 4096, .fp64 = true}};
 }
 
+std::vector<ContractCase> lowranks() {
+  // The squares sent are those of the subspace found: all of a matrix of equal values.
+  return {{.spec = "lowrank:1", .least_sent = 0.005, .one_scale = true},
+          {.spec = "lowrank:6", .least_sent = 0.03, .large = true, .one_scale = true}};
+}
+
 std::vector<ContractCase> dcts() {
   // Sends at least keep / tile of the squares of every tile, less what rounding takes: 2^-16 of a
   // bf16's square, and with 8 bits a quarter of (1 / 127)^2 of the largest for each one kept.
@@ -91,6 +109,7 @@ INSTANTIATE_TEST_SUITE_P(Quantize, PayloadCodecContract, testing::ValuesIn(quant
 INSTANTIATE_TEST_SUITE_P(Lossless, PayloadCodecContract, testing::ValuesIn(losslesses()));
 INSTANTIATE_TEST_SUITE_P(OneBit, PayloadCodecContract, testing::ValuesIn(onebits()));
 INSTANTIATE_TEST_SUITE_P(Dct, PayloadCodecContract, testing::ValuesIn(dcts()));
+INSTANTIATE_TEST_SUITE_P(LowRank, PayloadCodecContract, testing::ValuesIn(lowranks()));
 
 }  // namespace
 }  // namespace thinwire

@@ -95,6 +95,56 @@ TEST(Memory, VelocityAndStateFollowTheResidual) {
   EXPECT_THROW(Memory(3, {.needs = {.state = -1}}), InvalidArgument);
 }
 
+TEST(Memory, OtherStoragesAreWorkedOnInScratch) {
+  constexpr std::int64_t kElements = 200;
+  constexpr RandomStream kDither = {.key = 1, .counter = 2};
+  for (const ResidualStorage storage : {ResidualStorage::kBF16, ResidualStorage::kQ8}) {
+    for (const bool transactional : {true, false}) {
+      Memory memory(kElements, {.transactional = transactional, .storage = storage});
+      EXPECT_EQ(memory.bytes(),
+                (transactional ? 2 : 1) * PackedResidual(storage, kElements).bytes());
+      EXPECT_THROW((void)memory.current(), InvalidArgument);
+      EXPECT_THROW((void)memory.next(), InvalidArgument);
+      std::vector<float> read(kElements);
+      std::vector<float> scratch(memory.scratch_bytes() / sizeof(float));
+      const auto step = [&](float value) {
+        memory.unpack(std::as_writable_bytes(std::span(scratch)));
+        EXPECT_TRUE(std::ranges::equal(memory.current(), read));
+        std::ranges::fill(memory.next(), value);
+        memory.pack(kDither);
+      };
+      step(1.5F);
+      memory.commit();
+      memory.read(read);
+      EXPECT_THAT(read, Each(1.5F));
+      if (transactional) {
+        step(7);
+        memory.rollback();
+        memory.read(read);
+        EXPECT_THAT(read, Each(1.5F));
+      }
+      memory.scale(4);
+      memory.read(read);
+      EXPECT_THAT(read, Each(6));
+      memory.unpack(std::as_writable_bytes(std::span(scratch)));
+      memory.pack(kDither);  // seen only: nothing changes
+      memory.commit();
+      std::vector<float> same(kElements);
+      memory.read(same);
+      EXPECT_EQ(same, read);
+      memory.restore(std::vector<float>(kElements, -0.5F));
+      memory.read(read);
+      EXPECT_THAT(read, Each(-0.5F));
+      EXPECT_THROW(memory.restore(std::vector<float>(3)), InvalidArgument);
+      EXPECT_THROW(memory.unpack({}), InvalidArgument);
+      memory.clear();
+      memory.read(read);
+      EXPECT_THAT(read, Each(0));
+    }
+  }
+  EXPECT_EQ(Memory(5).scratch_bytes(), 0U);
+}
+
 TEST(Memory, OneGenerationIsWrittenInPlaceAndCannotRollBack) {
   Memory memory(2, {.transactional = false});
   memory.restore(std::vector<float>{1, 2});

@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 #include "compressors/core/error.h"
 
 namespace thinwire {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 template <typename E>
@@ -37,6 +39,11 @@ TEST(Spec, CanonicalTextIsStableAndLeavesDefaultsOut) {
       {"bf16,ef=on,memory=fp32,decay=1,start=0,nonfinite=propagate,transactional=on", "bf16"},
       {"onebit,scale=l2", "onebit"},
       {"onebit, scale=l1, block=128", "onebit,block=128,scale=l1"},
+      {"q4,kind=maxabs,rotate=off", "q4"},
+      {"q4,rotate,stochastic,kind=maxmin,block=512", "q4,kind=maxmin,block=512,stochastic,rotate"},
+      {"q4,kind=qsgd,stochastic", "q4,kind=qsgd"},
+      {"q6,kind=mx,block=32,element=e2m3", "q6,kind=mx"},
+      {"q8,element=e5m2,kind=mx,block=64", "q8,kind=mx,element=e5m2,block=64"},
       {"bf16, nonfinite = error ,start=10,decay=0.50,ef=off,transactional=off",
        "bf16,ef=off,transactional=off,decay=0.5,start=10,nonfinite=error"},
   };
@@ -98,6 +105,25 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"bf16,start=-5", 11, 2, "bf16,start=0"},
         Bad{"bf16,nonfinite=skip", 15, 4, "bf16,nonfinite=skip-step"}));
 
+INSTANTIATE_TEST_SUITE_P(
+    Quantize, BadSpec,
+    testing::Values(Bad{"q4,kind=qsdg", 8, 4, "q4,kind=qsgd"},
+                    Bad{"q4,kind=terngrad", 0, 2, "q2,kind=terngrad"},
+                    Bad{"q1,kind=qsgd", 0, 2, "q2,kind=qsgd"},
+                    Bad{"q1,kind=natural", 0, 2, "q2,kind=natural"},
+                    Bad{"q3,kind=mx", 0, 2, "q4,kind=mx"}, Bad{"q5,kind=mx", 0, 2, "q6,kind=mx"},
+                    Bad{"q7,kind=mx", 0, 2, "q8,kind=mx"},
+                    Bad{"q8,kind=mx,element=e2m1", 19, 4, "q8,kind=mx,element=e4m3"},
+                    Bad{"q8,kind=mx,block=48", 17, 2, "q8,kind=mx,block=64"},
+                    Bad{"q8,kind=mx,block=512", 17, 3, "q8,kind=mx,block=256"},
+                    Bad{"q4,kind=qsgd,stochastic=off", 24, 3, "q4,kind=qsgd,stochastic=on"},
+                    Bad{"q4,block=192,rotate", 9, 3, "q4,block=256,rotate"},
+                    Bad{"q4,block=320,rotate", 9, 3, "q4,block=256,rotate"}));
+
+TEST(Spec, ElementsBelongToMx) {
+  EXPECT_THAT(message_of<PolicyError>("q8,element=e4m3"), HasSubstr("add kind=mx"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Fedzip, BadSpec,
                          testing::Values(Bad{"fedzap:0.1", 0, 6, "fedzip:0.1"},
                                          Bad{"fedzip", 0, 6, "fedzip:0.01"},
@@ -137,6 +163,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Bad{"galore", 0, 6, "galore:4"}, Bad{"galore:0", 7, 1, "galore:1"},
                     Bad{"galore:4,refresh=0", 17, 1, "galore:4,refresh=1"},
                     Bad{"galore:4,refresh=10001", 17, 5, "galore:4,refresh=10000"},
+                    Bad{"lowrank", 0, 7, "lowrank:4"}, Bad{"lowrank:65", 8, 2, "lowrank:64"},
                     Bad{"galore:4,ef=off", 12, 3, "galore:4,ef=on"}));
 
 INSTANTIATE_TEST_SUITE_P(
@@ -161,12 +188,39 @@ TEST(Spec, UnprintableBytesAreQuotedSafely) {
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
-  for (const char* text : {"auto", "bf16,memory=bf16", "bf16,memory=q8", "bf16,warmup=10",
-                           "bf16,clip=1", "q4,kind=qsgd", "q4,rotate", "topk:0.1,select=carried"}) {
+  for (const char* text : {"auto", "bf16,warmup=10", "bf16,clip=1", "topk:0.1,select=carried"}) {
     const std::string message = message_of<NotAvailable>(text);
     EXPECT_THAT(message, HasSubstr("not in this version")) << text;
     EXPECT_THAT(message, HasSubstr("^")) << text;
     EXPECT_THAT(message, HasSubstr("hint: ")) << text;
+  }
+}
+
+TEST(Warmup, TheDensityFallsInEqualStages) {
+  const Codec codec = make_codec("topk:0.001,start=5,warmup=10");
+  EXPECT_EQ(codec.spec, "topk:0.001,start=5,warmup=10");
+  const auto sent = [&](std::uint64_t step) {
+    const PayloadCodec* payload = codec.payload_at(step);
+    return payload == nullptr ? "none" : payload->name();
+  };
+  std::vector<std::string> seen;
+  std::vector<std::uint64_t> phases;
+  for (std::uint64_t step = 0; step < 17; ++step) {
+    if (seen.empty() || seen.back() != sent(step)) {
+      seen.push_back(sent(step));
+      phases.push_back(step);
+    }
+    EXPECT_EQ(codec.phase_at(step), phases.back());
+  }
+  EXPECT_THAT(seen, ElementsAre("none", "topk:0.25", "topk:0.0625", "topk:0.015625",
+                                "topk:0.00390625", "topk:0.001"));
+  EXPECT_THAT(phases, ElementsAre(0, 5, 7, 10, 12, 15));
+  const Codec short_one = make_codec("topk:0.001,values=q8,warmup=1");
+  EXPECT_EQ(short_one.payload_at(0)->name(), "topk:0.00390625,values=q8");
+  EXPECT_EQ(short_one.payload_at(1)->name(), "topk:0.001,values=q8");
+  EXPECT_EQ(make_codec("topk:0.5").payload_at(0)->name(), "topk:0.5");
+  for (const char* bad : {"topk:0.25,warmup=8", "topk:k=10,warmup=8", "topk:0.1,warmup=-1"}) {
+    EXPECT_THROW(make_codec(bad), PolicyError) << bad;
   }
 }
 

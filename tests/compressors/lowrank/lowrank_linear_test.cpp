@@ -287,7 +287,8 @@ TEST(LowRank, WhatIsLeftIsNeverLonger) {
       Stepper stepper(spec, {50, 70}, 0.9F);
       for (std::uint64_t step = 0; step < 4; ++step) {
         Floats v = make_values(pattern, 3500, step);
-        for (std::size_t i = 0; i < v.size(); ++i) v[i] += 0.9F * stepper.residual()[i];
+        const Floats residual = stepper.residual();
+        for (std::size_t i = 0; i < v.size(); ++i) v[i] += 0.9F * residual[i];
         stepper.step(make_values(pattern, 3500, step));
         EXPECT_LE(norm(stepper.residual()), norm(v) * (1 + 1e-5)) << spec << " " << name(pattern);
       }

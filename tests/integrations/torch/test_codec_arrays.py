@@ -3,70 +3,11 @@
 import subprocess
 import sys
 
-import hypothesis
 import numpy as np
 import pytest
 import thinwire
 import torch
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from torch_ranks import environment
-
-SPECS = (
-    "none",
-    "lossless",
-    "bf16",
-    "fp16",
-    "topk:0.1",
-    "topk:0.1,values=q8",
-    "q8",
-    "q4,stochastic",
-    "q1",
-    "fedzip:0.2,k=6",
-    "onebit",
-    "dct:8",
-)
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=40)
-
-
-def floats(dtype: str) -> st.SearchStrategy[np.ndarray]:
-    return hnp.arrays(dtype, SHAPES, elements=st.floats(-100, 100, width=16))
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@hypothesis.given(x=floats("float32"))
-@hypothesis.settings(max_examples=40, deadline=None)
-def test_decoded_plus_residual_is_the_array(spec: str, x: np.ndarray) -> None:
-    codec = thinwire.codec(spec)
-    residual = np.zeros(x.shape, np.float32)
-    data = codec.encode(x, residual=residual)
-    y = codec.decode(data)
-    assert isinstance(y, np.ndarray)
-    assert y.shape == x.shape
-    assert y.dtype == x.dtype
-    np.testing.assert_allclose(y + residual, x, rtol=2e-6, atol=1e-5)
-    assert codec.encode(x) == codec.encode(x)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@hypothesis.given(x=floats("float32"))
-@hypothesis.settings(max_examples=20, deadline=None)
-def test_torch_and_numpy_give_the_same_message(spec: str, x: np.ndarray) -> None:
-    codec = thinwire.codec(spec)
-    tensor = torch.from_numpy(x.copy())
-    of_torch = codec.encode(tensor, key="w", step=3)
-    of_numpy = codec.encode(x, key="w", step=3)
-    kind, checksum = 5, slice(8, 12)
-    strip = lambda data: (data[:kind], data[kind + 1 : checksum.start], data[checksum.stop :])  # noqa: E731
-    assert strip(of_torch) == strip(of_numpy)
-    y, z = (codec.decode(data, key="w", step=3) for data in (of_torch, of_numpy))
-    assert isinstance(y, torch.Tensor)
-    assert y.dtype == torch.float32
-    assert tuple(y.shape) == x.shape
-    assert z.tobytes() == y.numpy().tobytes()
-    residual = torch.zeros(x.shape)
-    fed = codec.decode(codec.encode(tensor, residual=residual, key="w", step=3), key="w", step=3)
-    torch.testing.assert_close(fed + residual, tensor, rtol=2e-6, atol=1e-5)
 
 
 def test_residual_is_fed_back() -> None:
@@ -106,6 +47,19 @@ def test_nonfinite_and_zero() -> None:
     assert np.isnan(codec.decode(codec.encode(x, residual=residual))).all()
     assert (residual == 0.5).all(), "NaN entered the memory"
     assert (codec.decode(codec.encode(np.zeros(100, np.float32))) == 0).all()
+
+
+@pytest.mark.parametrize("spec", ["q8", "topk:0.1,transactional=off", "lossless", "none"])
+def test_nonfinite_error_names_the_first_value(spec: str) -> None:
+    codec = thinwire.codec(f"{spec},nonfinite=error")
+    x, residual = np.ones((10, 10), np.float32), np.full((10, 10), 0.5, np.float32)
+    codec.encode(x)
+    x[4, 2], x[7, 3] = -np.inf, np.nan
+    with pytest.raises(thinwire.NonFiniteError, match=r"x: value -inf at index 42;"):
+        codec.encode(x)
+    with pytest.raises(ArithmeticError, match=r"x 'w': value -inf at index 42"):
+        codec.encode(torch.from_numpy(x), residual=residual, key="w")
+    assert (residual == 0.5).all()
 
 
 class TestRefusals:
@@ -156,28 +110,6 @@ class TestRefusals:
         data = thinwire.codec("topk:0.1").encode(np.zeros(1000, np.float32))
         with pytest.raises(thinwire.CorruptPayload, match="max_elements"):
             thinwire.codec("topk:0.1").decode(data, max_elements=999)
-
-
-@pytest.mark.parametrize("spec", ["none", "topk:0.1,values=q8", "q4"])
-@hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=150, deadline=None)
-def test_damaged_bytes_are_refused(spec: str, data: st.DataObject) -> None:
-    codec = thinwire.codec(spec)
-    x = np.random.default_rng(1).standard_normal((20, 30)).astype(np.float32)
-    good = codec.encode(x)
-    cut = data.draw(st.integers(0, len(good) - 1), label="cut")
-    at = data.draw(st.integers(0, len(good) - 1), label="flipped")
-    flipped = bytearray(good)
-    flipped[at] ^= 1 << data.draw(st.integers(0, 7), label="bit")
-    if spec == "none":  # raw values carry no checksum: only the header's bytes are guarded
-        at_header = at < len(good) - x.nbytes
-        damaged = [good[:cut], good + b"\0"] + ([bytes(flipped)] if at_header else [])
-    else:
-        damaged = [good[:cut], good + b"\0", bytes(flipped)]
-    damaged.append(data.draw(st.binary(max_size=300), label="noise"))
-    for bad in damaged:
-        with pytest.raises((thinwire.CorruptPayload, thinwire.InvalidArgument)):
-            codec.decode(bad)
 
 
 def test_no_torch_is_imported() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import pytest
+import thinwire
 import thinwire.torch as tw
 import torch
 from torch import nn
@@ -292,6 +294,29 @@ def job_no_copies(rank: int, size: int) -> None:
         assert_identical(model)
 
 
+def job_named_values(rank: int, size: int) -> None:
+    """nonfinite=error finds the value also where the gradient's memory could be the residual's."""
+    bad = torch.zeros(48, 48)
+    bad[3, 5] = -torch.inf
+    for spec in ("dct:32", "q4"):
+        for views in (True, False):
+            model = DDP(seeded(Mlp), gradient_as_bucket_view=views)
+            tw.compress(model, f"{spec},nonfinite=error")
+            for n in range(3):  # until DDP's buckets are settled
+                backward(model, rank, n)
+                model.zero_grad()
+            weight = model.module.second.weight
+            hook = weight.register_hook(lambda grad: grad + bad if rank == 1 else grad)
+            with pytest.raises(thinwire.NonFiniteError) as raised:
+                backward(model, rank, 3)
+            first = "rank 1, tensor 'second.weight', index 149, value -inf\n"
+            assert f"the first: {first}" in str(raised.value)
+            hook.remove()
+            model.zero_grad()
+            backward(model, rank, 4)
+            assert_identical(model)
+
+
 def jobs(rank: int, size: int, *names: str) -> None:
     for name in names:
         globals()[name](rank, size)
@@ -302,7 +327,7 @@ def test_alone() -> None:
 
 
 def test_same_as_copied() -> None:
-    run_ranks(__file__, "jobs", 2, "job_same_as_copied", "job_no_copies")
+    run_ranks(__file__, "jobs", 2, "job_same_as_copied", "job_no_copies", "job_named_values")
 
 
 def test_families_and_models() -> None:

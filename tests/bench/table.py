@@ -1,0 +1,146 @@
+"""Results of codecs, peers and fedzip in out/bench as the Markdown tables of docs/benchmarks.md.
+
+    python -m tests.bench table [--results FOLDER] [--markdown FILE]
+
+A share is the probe's time over the codec's, both of the same run: 1 is as fast as r = g + r.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[2] / "out" / "bench"
+BF16 = "-bf16"
+"""How the name of a file of codecs_bench's ends where the gradients were bf16."""
+
+Row = dict[str, Any]
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file of JSON Lines; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def read_codecs(folder: Path) -> list[Row]:
+    rows = []
+    for file in sorted(folder.glob("codecs*.json")):
+        dtype = "bf16" if file.stem.endswith(BF16) else "fp32"
+        rows += [{"dtype": dtype, **row} for row in read(file)]
+    return rows
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """The first column to the left, figures to the right."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def name(row: Row) -> str:
+    return f"`{row['spec']}`" + (" of bf16" if row["dtype"] == "bf16" else "")
+
+
+def spread(share: list[float]) -> str:
+    digits = 2 if share[0] >= 0.1 else 3
+    median, least, most = (f"{value:.{digits}f}" for value in share)
+    return f"{median} [{least}–{most}]"
+
+
+def share_of(row: Row, time: str, times: float = 1) -> str:
+    return f"{times * row['probe_us'][0] / row[time][0]:.2f}" if time in row else "–"
+
+
+def size(row: Row) -> str:
+    return f"{row['bytes']:,} ({8 * row['bytes'] / row['elements']:.3g} bits a value)"
+
+
+def codec_table(codecs: list[Row], peers: list[Row]) -> str:
+    """A row a codec and size; `beside` are the peers that do the same to as many values."""
+    rows = []
+    for row in codecs:
+        same = (row["spec"], row["dtype"], row["elements"])
+        beside = [p for p in peers if (p["beside"], p["dtype"], p["elements"]) == same]
+        rows.append(
+            [
+                name(row),
+                f"{row['elements']:,}",
+                spread(row["share"]),
+                f"{share_of(row, 'decode_us')} / {share_of(row, 'sum_us', 4)}",
+                size(row),
+                "<br>".join(f"`{p['spec']}` {spread(p['share'])}" for p in beside) or "–",
+            ]
+        )
+    head = ["codec", "values", "encode, share [range]", "decode / sum, share", "bytes", "beside"]
+    return markdown(head, rows)
+
+
+def peer_table(peers: list[Row]) -> str:
+    head = ["peer", "stands beside", "values", "encode, share [range]", "decode, share", "bytes"]
+    rows = [
+        [
+            name(row),
+            f"`{row['beside']}`",
+            " × ".join(f"{n:,}" for n in row.get("shape", [row["elements"]])),
+            spread(row["share"]),
+            share_of(row, "decode_us"),
+            size(row),
+        ]
+        for row in peers
+    ]
+    return markdown(head, rows)
+
+
+def fedzip_table(rows: list[Row]) -> str:
+    head = ["update", "values", "density", "bytes", "factor", "share of the square"]
+    return markdown(
+        head,
+        [
+            [
+                row["update"],
+                f"{row['elements']:,}",
+                f"{row['density']:g}",
+                f"{row['bytes']:,}",
+                f"{row['factor']:,.0f}",
+                f"{row['share']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def tables(folder: Path) -> str:
+    """All tables of which there are results; empty when there are none."""
+    codecs, peers = read_codecs(folder), read(folder / "peers.json")
+    fedzip = read(folder / "fedzip.json")
+    parts = [codec_table(codecs, peers)] if codecs else []
+    parts += [peer_table(peers)] if peers else []
+    parts += [fedzip_table(fedzip)] if fedzip else []
+    return "\n".join(parts)
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="table.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--markdown", type=Path, help="a file to write to as well")
+    options = parser.parse_args(words)
+    text = tables(options.results)
+    if not text:
+        print(f"table: no results in {options.results}\nhint: make bench", file=sys.stderr)
+        return 2
+    print(text, end="")
+    if options.markdown:
+        options.markdown.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
