@@ -223,23 +223,23 @@ class Values {
   Values(const DctColsInput& input, const T* grad)
       : grad_(grad), residual_(input.residual), decay_(input.decay) {}
 
-  HWY_INLINE VF32 vector(Index i) {
+  // Values [i, i + count) to `out`, which is aligned.
+  HWY_INLINE void load(Index i, Index count, float* out) {
     const F32 df;
-    const VF32 v =
-        load_sum(grad_ + i, residual_ == nullptr ? nullptr : residual_ + i, hn::Set(df, decay_));
-    largest_ = hn::Max(largest_, magnitude_bits(v));
-    return hn::Min(hn::Max(v, hn::Set(df, -kDctColsClip)), hn::Set(df, kDctColsClip));
-  }
-  HWY_INLINE float one(Index i) {
-    const float v = exact(i);
-    all_finite_ = all_finite_ && is_finite(v);
-    return std::min(std::max(v, -kDctColsClip), kDctColsClip);
-  }
-  // Neither bounded nor noted.
-  HWY_INLINE float exact(Index i) const {
-    float v = to_float(grad_[i]);
-    if (residual_ != nullptr) v += decay_ * residual_[i];
-    return v;
+    const VF32 most = hn::Set(df, kDctColsClip);
+    Index j = 0;
+    for (; j + lanes() <= count; j += lanes()) {
+      const VF32 v = load_sum(grad_ + i + j, residual_ == nullptr ? nullptr : residual_ + i + j,
+                              hn::Set(df, decay_));
+      largest_ = hn::Max(largest_, magnitude_bits(v));
+      hn::Store(hn::Min(hn::Max(v, hn::Neg(most)), most), df, out + j);
+    }
+    for (; j < count; ++j) {
+      float v = to_float(grad_[i + j]);
+      if (residual_ != nullptr) v += decay_ * residual_[i + j];
+      all_finite_ = all_finite_ && is_finite(v);
+      out[j] = std::min(std::max(v, -kDctColsClip), kDctColsClip);
+    }
   }
   bool finite() const {
     return all_finite_ &&
@@ -254,27 +254,26 @@ class Values {
   bool all_finite_ = true;
 };
 
-// Lines of the columns of rows [first, first + 32), zeros where there are no such rows.
+// Lines of the columns of rows [first, first + 32), zeros where there are no such rows. Returns
+// whether all values were finite.
 template <typename T>
-HWY_INLINE void load_lines(const DctMatrix& matrix, Index first, const DctTables& tables,
-                           Values<T>& values) {
+HWY_NOINLINE bool load_lines(const DctColsInput& input, const T* grad, Index first,
+                             const DctTables& tables) {
   const F32 df;
-  const Index m = matrix.columns;
+  const auto [n, m, transposed] = input.matrix;
+  Values<T> values(input, grad);
   float* lines = tables.lines[0];
-  if (matrix.transposed) {
-    const Index here = std::min(kLine, matrix.rows - first);
+  if (transposed) {
+    const Index here = std::min(kLine, n - first);
     for (Index j = 0; j < m; ++j) {
       float* line = lines + tables.line_of(j) * kLine;
-      const Index at = j * matrix.rows + first;
-      Index i = 0;
-      for (; i + lanes() <= here; i += lanes()) hn::Store(values.vector(at + i), df, line + i);
-      for (; i < kLine; ++i) line[i] = i < here ? values.one(at + i) : 0.0F;
+      values.load(j * n + first, here, line);
+      std::fill(line + here, line + kLine, 0.0F);
     }
-    return;
+    return values.finite();
   }
   for (Index half = 0; half < kLine; half += kHalf) {
-    const Index here = std::clamp(matrix.rows - first - half, Index{0}, kHalf);
-    const Index at = (first + half) * m;
+    const Index here = std::clamp(n - first - half, Index{0}, kHalf);
     alignas(64) float square[kSquare] = {};
     alignas(64) float turned[kSquare];
     const float* rows[kHalf];
@@ -282,11 +281,7 @@ HWY_INLINE void load_lines(const DctMatrix& matrix, Index first, const DctTables
     for (Index begin = 0; begin < m; begin += kHalf) {
       const Index width = std::min(kHalf, m - begin);
       for (Index i = 0; i < here; ++i) {
-        Index j = 0;
-        for (; j + lanes() <= width; j += lanes()) {
-          hn::Store(values.vector(at + i * m + begin + j), df, square + i * kHalf + j);
-        }
-        for (; j < width; ++j) square[i * kHalf + j] = values.one(at + i * m + begin + j);
+        values.load((first + half + i) * m + begin, width, square + i * kHalf);
       }
       turn_square(rows, turned);
       for (Index j = 0; j < width; ++j) {
@@ -297,33 +292,68 @@ HWY_INLINE void load_lines(const DctMatrix& matrix, Index first, const DctTables
       }
     }
   }
+  return values.finite();
 }
 
-// Calls vector(index, values) or one(index, value) for all elements of rows [first, first + 32),
-// which an inverse transform has left in lines[1].
-template <typename Vector, typename One>
-HWY_INLINE void unload_lines(const DctMatrix& matrix, Index first, const DctTables& tables,
-                             Vector&& vector, One&& one) {
-  const F32 df;
+// Where the reconstruction goes.
+template <typename T>
+class Results {
+ public:
+  // `stream`: `next` is written past the caches; all ranges are aligned.
+  Results(const DctColsInput& input, T* grad, float* next, bool stream)
+      : grad_(grad), residual_(input.residual), decay_(input.decay), next_(next), stream_(stream) {}
+
+  // grad[i + j] = x[j], rounded; next[i + j] = v - that. x is aligned.
+  HWY_INLINE void write(const float* x, Index i, Index count) const {
+    const F32 df;
+    const VF32 most = hn::Set(df, kMost);
+    Index j = 0;
+    for (; j + lanes() <= count; j += lanes()) {
+      T* grad = grad_ + i + j;
+      VF32 v = hn::Zero(df);
+      if (next_ != nullptr) {
+        v = load_sum(grad, residual_ == nullptr ? nullptr : residual_ + i + j, hn::Set(df, decay_));
+      }
+      store_float(hn::Min(hn::Max(hn::Load(df, x + j), hn::Neg(most)), most), grad);
+      if (next_ == nullptr) continue;
+      const VF32 rest = hn::Sub(v, load_float(grad));
+      stream_ ? hn::Stream(rest, df, next_ + i + j) : hn::StoreU(rest, df, next_ + i + j);
+    }
+    for (; j < count; ++j) {
+      float v = to_float(grad_[i + j]);
+      if (residual_ != nullptr) v += decay_ * residual_[i + j];
+      grad_[i + j] = from_float<T>(std::min(std::max(x[j], -kMost), kMost));
+      if (next_ != nullptr) next_[i + j] = v - to_float(grad_[i + j]);
+    }
+  }
+
+ private:
+  static constexpr float kMost =
+      std::is_same_v<T, FP16> ? to_float(FP16{kMaxFP16}) : std::numeric_limits<float>::max();
+  T* grad_;
+  const float* residual_;
+  float decay_;
+  float* next_;
+  bool stream_;
+};
+
+// Writes rows [first, first + 32), which an inverse transform has left in lines[1].
+template <typename T>
+HWY_NOINLINE void unload_lines(const DctMatrix& matrix, Index first, const DctTables& tables,
+                               const Results<T>& results) {
+  const Index n = matrix.rows;
   const Index m = matrix.columns;
   const auto line_at = [&](Index j) {
     const Index line = tables.line_of(j);
     return tables.lines[1] + (line == 0 ? 0 : m - line) * kLine;
   };
   if (matrix.transposed) {
-    const Index here = std::min(kLine, matrix.rows - first);
-    for (Index j = 0; j < m; ++j) {
-      const float* line = line_at(j);
-      const Index at = j * matrix.rows + first;
-      Index i = 0;
-      for (; i + lanes() <= here; i += lanes()) vector(at + i, hn::Load(df, line + i));
-      for (; i < here; ++i) one(at + i, line[i]);
-    }
+    const Index here = std::min(kLine, n - first);
+    for (Index j = 0; j < m; ++j) results.write(line_at(j), j * n + first, here);
     return;
   }
   for (Index half = 0; half < kLine; half += kHalf) {
-    const Index here = std::clamp(matrix.rows - first - half, Index{0}, kHalf);
-    const Index at = (first + half) * m;
+    const Index here = std::clamp(n - first - half, Index{0}, kHalf);
     alignas(64) float square[kSquare];
     const float* columns[kHalf];
     for (Index begin = 0; begin < m; begin += kHalf) {
@@ -331,11 +361,7 @@ HWY_INLINE void unload_lines(const DctMatrix& matrix, Index first, const DctTabl
       for (Index j = 0; j < kHalf; ++j) columns[j] = line_at(begin + std::min(j, width - 1)) + half;
       turn_square(columns, square);
       for (Index i = 0; i < here; ++i) {
-        Index j = 0;
-        for (; j + lanes() <= width; j += lanes()) {
-          vector(at + i * m + begin + j, hn::Load(df, square + i * kHalf + j));
-        }
-        for (; j < width; ++j) one(at + i * m + begin + j, square[i * kHalf + j]);
+        results.write(square + i * kHalf, (first + half + i) * m + begin, width);
       }
     }
   }
@@ -343,27 +369,23 @@ HWY_INLINE void unload_lines(const DctMatrix& matrix, Index first, const DctTabl
 
 // ---- Sketches.
 
-// Rows whose signs are kept at a time.
-constexpr Index kSignedRows = 512;
-// Sketches that are summed up at a time.
-constexpr int kTogether = 4;
-// Columns whose sums stay in the first cache meanwhile.
-constexpr Index kNearColumns = 512;
+// Rows of the matrix whose signs are kept at a time, and columns of four rows that stay in the
+// first cache.
+constexpr Index kChunk = 512;
+constexpr int kRowsTogether = 4;
 
-// signs[q][i]: +-1 for row first + i of the matrix.
+// of[q][i]: +-1 for row first + i of the matrix.
 struct Signs {
-  float of[kMaxDctSketches][kSignedRows];
+  float of[kMaxDctSketches][kChunk];
 
   void draw(const RandomStream& stream, Index first, Index count, int sketches) {
     constexpr int kWordRows = 32;
     constexpr Index kBlocks = kMaxDctSketches / 4;  // of random words, for 32 rows
+    std::array<std::uint32_t, 4> words{};
     for (Index i = 0; i < count; i += kWordRows) {
-      std::array<std::uint32_t, 4> words{};
       for (int q = 0; q < sketches; ++q) {
-        if (q % 4 == 0) {
-          words = random_block(
-              stream, static_cast<std::uint64_t>((first + i) / kWordRows * kBlocks + q / 4));
-        }
+        const Index block = (first + i) / kWordRows * kBlocks + q / 4;
+        if (q % 4 == 0) words = random_block(stream, static_cast<std::uint64_t>(block));
         const std::uint32_t word = words[static_cast<std::size_t>(q % 4)];
         for (int bit = 0; bit < kWordRows; ++bit) {
           of[q][i + bit] = (word >> bit & 1) != 0 ? -1.0F : 1.0F;
@@ -373,228 +395,167 @@ struct Signs {
   }
 };
 
-// sums[q][j] += signs of rows [i, i + kRows) times their elements of columns [begin, end).
-template <int kSketches, int kRows, typename T>
-HWY_INLINE void add_rows(const Signs& signs, int first, Index i, Index at, Index m, Index begin,
-                         Index end, Values<T>& values, float* sums) {
-  const F32 df;
-  Index j = begin;
-  for (; j + lanes() <= end; j += lanes()) {
-    VF32 v[kRows];
-    for (int r = 0; r < kRows; ++r) v[r] = values.vector(at + r * m + j);
-    for (int q = 0; q < kSketches; ++q) {
-      float* to = sums + (first + q) * m + j;
-      VF32 sum = hn::LoadU(df, to);
-      for (int r = 0; r < kRows; ++r) {
-        // The product is exact.
-        sum = hn::MulAdd(v[r], hn::Set(df, signs.of[first + q][i + r]), sum);
-      }
-      hn::StoreU(sum, df, to);
-    }
-  }
-  for (; j < end; ++j) {
-    for (int r = 0; r < kRows; ++r) {
-      const float v = values.one(at + r * m + j);
-      for (int q = 0; q < kSketches; ++q) {
-        sums[(first + q) * m + j] += v * signs.of[first + q][i + r];
-      }
-    }
-  }
-}
-
-// sums[q][j] += signs of rows [0, count) times their elements of column j, which begin at `at`.
-template <int kSketches, typename T>
-HWY_INLINE void add_column(const Signs& signs, int first, Index count, Index at, Index m,
-                           Values<T>& values, float* sums) {
-  const F32 df;
-  alignas(64) float sum[kSketches][kHalf];
-  const Index whole = count / kHalf * kHalf;
-  for (Index lane = 0; lane < kHalf; lane += lanes()) {
-    VF32 total[kSketches];
-    for (int q = 0; q < kSketches; ++q) total[q] = hn::Zero(df);
-    for (Index i = lane; i < whole; i += kHalf) {
-      const VF32 v = values.vector(at + i);
-      for (int q = 0; q < kSketches; ++q) {
-        total[q] = hn::MulAdd(v, hn::LoadU(df, signs.of[first + q] + i), total[q]);
-      }
-    }
-    for (int q = 0; q < kSketches; ++q) hn::Store(total[q], df, sum[q] + lane);
-  }
-  for (Index i = whole; i < count; ++i) {
-    const float v = values.one(at + i);
-    for (int q = 0; q < kSketches; ++q) sum[q][i - whole] += v * signs.of[first + q][i];
-  }
-  for (int q = 0; q < kSketches; ++q) {
-    for (Index half = kHalf / 2; half > 0; half /= 2) {
-      for (Index l = 0; l < half; ++l) sum[q][l] += sum[q][l + half];
-    }
-    sums[(first + q) * m] += sum[q][0];
-  }
-}
-
-// Calls f.template operator()<K>(first) for groups of K <= kTogether sketches.
-template <typename F>
-HWY_INLINE void for_each_group(int sketches, F&& f) {
-  for (int first = 0; first < sketches; first += kTogether) {
-    switch (std::min(kTogether, sketches - first)) {
-      case 1:
-        f.template operator()<1>(first);
-        break;
-      case 2:
-        f.template operator()<2>(first);
-        break;
-      case 3:
-        f.template operator()<3>(first);
-        break;
-      default:
-        f.template operator()<kTogether>(first);
-    }
-  }
-}
-
 template <typename T>
-HWY_NOINLINE bool sketch_typed(const DctColsInput& input, const T* grad, const RandomStream& stream,
-                               int sketches, float* out) {
-  const Index n = input.matrix.rows;
-  const Index m = input.matrix.columns;
-  const bool transposed = input.matrix.transposed;
+HWY_NOINLINE bool load_chunk(const DctColsInput& input, const T* grad, Index i, Index count,
+                             float* out) {
   Values<T> values(input, grad);
-  Signs signs;
-  std::fill_n(out, sketches * m, 0.0F);
-  for (Index first = 0; first < n; first += kSignedRows) {
-    const Index count = std::min(kSignedRows, n - first);
-    signs.draw(stream, first, count, sketches);
-    if (input.matrix.transposed) {
-      for (Index j = 0; j < input.matrix.columns; ++j) {
-        for_each_group(sketches, [&]<int kSketches>(int q) HWY_ATTR {
-          add_column<kSketches>(signs, q, count, j * n + first, m, values, out + j);
-        });
-      }
-      continue;
-    }
-    constexpr int kRows = 4;
-    Index i = 0;
-    const auto add = [&]<int kRowsNow>() HWY_ATTR {
-      for (Index begin = 0; begin < m; begin += kNearColumns) {
-        for_each_group(sketches, [&]<int kSketches>(int q) HWY_ATTR {
-          add_rows<kSketches, kRowsNow>(signs, q, i, (first + i) * m, m, begin,
-                                        std::min(begin + kNearColumns, m), values, out);
-        });
-      }
-      i += kRowsNow;
-    };
-    while (i + kRows <= count) add.template operator()<kRows>();
-    while (i < count) add.template operator()<1>();
-  }
+  values.load(i, count, out);
   return values.finite();
 }
 
+// sums[j] += the sum of signs[r] * rows[r][j] over four rows, in order; products are exact.
+HWY_NOINLINE void add_rows(const float rows[kRowsTogether][kChunk], const float* signs, Index count,
+                           float* sums) {
+  const F32 df;
+  Index j = 0;
+  for (; j + lanes() <= count; j += lanes()) {
+    VF32 sum = hn::LoadU(df, sums + j);
+    for (int r = 0; r < kRowsTogether; ++r) {
+      sum = hn::MulAdd(hn::Load(df, rows[r] + j), hn::Set(df, signs[r]), sum);
+    }
+    hn::StoreU(sum, df, sums + j);
+  }
+  for (; j < count; ++j) {
+    for (int r = 0; r < kRowsTogether; ++r) sums[j] += rows[r][j] * signs[r];
+  }
+}
+
+// The sum of signs[i] * values[i], count a multiple of 16: in 16 lanes, lanes added in halves.
+HWY_NOINLINE float signed_sum(const float* values, const float* signs, Index count) {
+  const F32 df;
+  alignas(64) float sum[kHalf];
+  for (Index lane = 0; lane < kHalf; lane += lanes()) {
+    VF32 total = hn::Zero(df);
+    for (Index i = lane; i < count; i += kHalf) {
+      total = hn::MulAdd(hn::Load(df, values + i), hn::Load(df, signs + i), total);
+    }
+    hn::Store(total, df, sum + lane);
+  }
+  for (Index half = kHalf / 2; half > 0; half /= 2) {
+    for (Index l = 0; l < half; ++l) sum[l] += sum[l + half];
+  }
+  return sum[0];
+}
+
 bool sketch(const DctColsInput& input, const RandomStream& stream, int sketches, float* out) {
-  return visit(input.grad,
-               [&](const auto* grad) { return sketch_typed(input, grad, stream, sketches, out); });
+  const Index n = input.matrix.rows;
+  const Index m = input.matrix.columns;
+  alignas(64) Signs signs;
+  alignas(64) float rows[kRowsTogether][kChunk] = {};
+  bool finite = true;
+  const auto load = [&](Index i, Index count, float* to) {
+    finite &=
+        visit(input.grad, [&](const auto* grad) { return load_chunk(input, grad, i, count, to); });
+  };
+  std::fill_n(out, sketches * m, 0.0F);
+  for (Index first = 0; first < n; first += kChunk) {
+    const Index count = std::min(kChunk, n - first);
+    signs.draw(stream, first, count, sketches);
+    if (input.matrix.transposed) {
+      const Index whole = (count + kHalf - 1) / kHalf * kHalf;
+      for (Index j = 0; j < m; ++j) {
+        load(j * n + first, count, rows[0]);
+        std::fill(rows[0] + count, rows[0] + whole, 0.0F);
+        for (int q = 0; q < sketches; ++q) {
+          out[q * m + j] += signed_sum(rows[0], signs.of[q], whole);
+        }
+      }
+      continue;
+    }
+    for (Index i = 0; i < count; i += kRowsTogether) {
+      const Index here = std::min<Index>(kRowsTogether, count - i);
+      for (Index begin = 0; begin < m; begin += kChunk) {
+        const Index width = std::min(kChunk, m - begin);
+        for (Index r = 0; r < here; ++r) load((first + i + r) * m + begin, width, rows[r]);
+        for (Index r = here; r < kRowsTogether; ++r) std::fill_n(rows[r], width, 0.0F);
+        for (int q = 0; q < sketches; ++q) {
+          add_rows(rows, signs.of[q] + i, width, out + q * m + begin);
+        }
+      }
+    }
+  }
+  return finite;
 }
 
 // ---- Columns.
 
-template <typename T>
-HWY_NOINLINE bool project_typed(const DctColsInput& input, const T* grad, const DctTables& tables,
-                                float* out) {
+// Of rows [first, first + here), the chosen columns of what a transform has left in lines[1].
+void take_columns(const DctMatrix& matrix, Index first, const DctTables& tables, float* out) {
   const F32 df;
-  const DctMatrix& matrix = input.matrix;
-  Values<T> values(input, grad);
-  for (Index first = 0; first < matrix.rows; first += kLine) {
-    load_lines(matrix, first, tables, values);
-    transform(tables);
-    const Index here = std::min(kLine, matrix.rows - first);
-    alignas(64) float column[kLine];
-    float* to = out + first;
-    for (const Index k : tables.chosen) {
-      const float* line = tables.lines[1] + k * kLine;
-      const float* mirror = tables.lines[1] + (k == 0 ? 0 : matrix.columns - k) * kLine;
-      const VF32 c = hn::Set(df, tables.posts[2 * k]);
-      const VF32 s = hn::Set(df, tables.posts[2 * k + 1]);
-      float* column_to = here == kLine ? to : column;
-      for (Index lane = 0; lane < kHalf; lane += lanes()) {
-        const Complex a = load(line + lane);
-        const Complex b = load(mirror + lane);
-        hn::StoreU(hn::Add(hn::Mul(c, hn::Add(a.re, b.re)), hn::Mul(s, hn::Sub(a.im, b.im))), df,
-                   column_to + lane);
-        hn::StoreU(hn::Add(hn::Mul(c, hn::Add(a.im, b.im)), hn::Mul(s, hn::Sub(b.re, a.re))), df,
-                   column_to + kHalf + lane);
-      }
-      if (here != kLine) std::copy_n(column, here, to);
-      to += matrix.rows;
+  const Index here = std::min(kLine, matrix.rows - first);
+  alignas(64) float column[kLine];
+  out += first;
+  for (const Index k : tables.chosen) {
+    const float* line = tables.lines[1] + k * kLine;
+    const float* mirror = tables.lines[1] + (k == 0 ? 0 : matrix.columns - k) * kLine;
+    const VF32 c = hn::Set(df, tables.posts[2 * k]);
+    const VF32 s = hn::Set(df, tables.posts[2 * k + 1]);
+    float* to = here == kLine ? out : column;
+    for (Index lane = 0; lane < kHalf; lane += lanes()) {
+      const Complex a = load(line + lane);
+      const Complex b = load(mirror + lane);
+      hn::StoreU(hn::Add(hn::Mul(c, hn::Add(a.re, b.re)), hn::Mul(s, hn::Sub(a.im, b.im))), df,
+                 to + lane);
+      hn::StoreU(hn::Add(hn::Mul(c, hn::Add(a.im, b.im)), hn::Mul(s, hn::Sub(b.re, a.re))), df,
+                 to + kHalf + lane);
     }
+    if (here != kLine) std::copy_n(column, here, out);
+    out += matrix.rows;
   }
-  return values.finite();
+}
+
+// The transpose of that, into lines[0].
+void put_columns(const DctMatrix& matrix, Index first, const DctTables& tables, const float* in) {
+  const F32 df;
+  float* lines = tables.lines[0];
+  std::fill_n(lines, matrix.columns * kLine, 0.0F);
+  const Index here = std::min(kLine, matrix.rows - first);
+  alignas(64) float column[kLine] = {};
+  in += first;
+  for (const Index k : tables.chosen) {
+    float* line = lines + k * kLine;
+    float* mirror = lines + (k == 0 ? 0 : matrix.columns - k) * kLine;
+    const VF32 c = hn::Set(df, tables.posts[2 * k]);
+    const VF32 s = hn::Set(df, tables.posts[2 * k + 1]);
+    if (here != kLine) std::copy_n(in, here, column);
+    const float* from = here == kLine ? in : column;
+    for (Index lane = 0; lane < kHalf; lane += lanes()) {
+      const VF32 a = hn::LoadU(df, from + lane);
+      const VF32 b = hn::LoadU(df, from + kHalf + lane);
+      const VF32 ca = hn::Mul(c, a);
+      const VF32 cb = hn::Mul(c, b);
+      const VF32 sa = hn::Mul(s, a);
+      const VF32 sb = hn::Mul(s, b);
+      store(load(line + lane) + Complex{hn::Sub(ca, sb), hn::Add(cb, sa)}, line + lane);
+      store(load(mirror + lane) + Complex{hn::Add(ca, sb), hn::Sub(cb, sa)}, mirror + lane);
+    }
+    in += matrix.rows;
+  }
 }
 
 bool project(const DctColsInput& input, const DctTables& tables, float* out) {
-  return visit(input.grad,
-               [&](const auto* grad) { return project_typed(input, grad, tables, out); });
-}
-
-template <typename T>
-HWY_NOINLINE void absorb_typed(const DctColsInput& input, T* grad, const DctTables& tables,
-                               const float* mean, float* next) {
-  const F32 df;
-  const DctMatrix& matrix = input.matrix;
-  Values<T> values(input, grad);
-  constexpr float kMost =
-      std::is_same_v<T, FP16> ? to_float(FP16{kMaxFP16}) : std::numeric_limits<float>::max();
-  const VF32 decay = hn::Set(df, input.decay);
-  // Vectors are aligned where rows are as long as whole ones.
-  const bool stream = writes_past_caches(input.grad, input.residual, next) &&
-                      (matrix.transposed ? matrix.rows : matrix.columns) % kHalf == 0;
-  for (Index first = 0; first < matrix.rows; first += kLine) {
-    float* lines = tables.lines[0];
-    std::fill_n(lines, matrix.columns * kLine, 0.0F);
-    const Index here = std::min(kLine, matrix.rows - first);
-    alignas(64) float column[kLine] = {};
-    const float* from = mean + first;
-    for (const Index k : tables.chosen) {
-      float* line = lines + k * kLine;
-      float* mirror = lines + (k == 0 ? 0 : matrix.columns - k) * kLine;
-      const VF32 c = hn::Set(df, tables.posts[2 * k]);
-      const VF32 s = hn::Set(df, tables.posts[2 * k + 1]);
-      if (here != kLine) std::copy_n(from, here, column);
-      const float* column_from = here == kLine ? from : column;
-      for (Index lane = 0; lane < kHalf; lane += lanes()) {
-        const VF32 a = hn::LoadU(df, column_from + lane);
-        const VF32 b = hn::LoadU(df, column_from + kHalf + lane);
-        const VF32 ca = hn::Mul(c, a);
-        const VF32 cb = hn::Mul(c, b);
-        const VF32 sa = hn::Mul(s, a);
-        const VF32 sb = hn::Mul(s, b);
-        store(load(line + lane) + Complex{hn::Sub(ca, sb), hn::Add(cb, sa)}, line + lane);
-        store(load(mirror + lane) + Complex{hn::Add(ca, sb), hn::Sub(cb, sa)}, mirror + lane);
-      }
-      from += matrix.rows;
-    }
+  bool finite = true;
+  for (Index first = 0; first < input.matrix.rows; first += kLine) {
+    finite &=
+        visit(input.grad, [&](const auto* grad) { return load_lines(input, grad, first, tables); });
     transform(tables);
-    unload_lines(
-        matrix, first, tables,
-        [&](Index i, VF32 x) HWY_ATTR {
-          VF32 v = hn::Zero(df);
-          if (next != nullptr) {
-            v = load_sum(grad + i, input.residual == nullptr ? nullptr : input.residual + i, decay);
-          }
-          store_float(hn::Min(hn::Max(x, hn::Set(df, -kMost)), hn::Set(df, kMost)), grad + i);
-          if (next == nullptr) return;
-          const VF32 rest = hn::Sub(v, load_float(grad + i));
-          stream ? hn::Stream(rest, df, next + i) : hn::StoreU(rest, df, next + i);
-        },
-        [&](Index i, float x) HWY_ATTR {
-          const float v = values.exact(i);
-          grad[i] = from_float<T>(std::min(std::max(x, -kMost), kMost));
-          if (next != nullptr) next[i] = v - to_float(grad[i]);
-        });
+    take_columns(input.matrix, first, tables, out);
   }
-  if (stream) hwy::FlushStream();
+  return finite;
 }
 
 void absorb(const DctColsInput& input, const DctTables& tables, const float* mean, float* next) {
-  visit(input.grad, [&](auto* grad) { absorb_typed(input, grad, tables, mean, next); });
+  const DctMatrix& matrix = input.matrix;
+  const bool stream = writes_past_caches(input.grad, input.residual, next) &&
+                      (matrix.transposed ? matrix.rows : matrix.columns) % kHalf == 0;
+  for (Index first = 0; first < matrix.rows; first += kLine) {
+    put_columns(matrix, first, tables, mean);
+    transform(tables);
+    visit(input.grad, [&](auto* grad) {
+      unload_lines(matrix, first, tables, Results(input, grad, next, stream));
+    });
+  }
+  if (stream) hwy::FlushStream();
 }
 
 }  // namespace
