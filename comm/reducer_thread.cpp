@@ -198,11 +198,11 @@ std::optional<ReductionJob> ReducerThread::await_bucket() {
     lock.unlock();
     const bool progress = finish_buckets(false);
     disarm();  // the next bucket may take its time
-    const bool in_flight = any_in_flight();
+    const bool awaits = awaits_transfers();
     lock.lock();
     nap = progress ? kFirstNap : std::min(2 * nap, kLongestNap);
     const auto awake = [this] { return stopping_ || aborted_ || !queue_.empty(); };
-    if (in_flight) {
+    if (awaits) {
       queue_changed_.wait_for(lock, nap, awake);
     } else {
       queue_changed_.wait(lock, awake);
@@ -288,9 +288,10 @@ bool ReducerThread::all_done(const ActiveBucket& bucket) const {
                      [](const BucketGroup& group) { return group.transfer->done(); });
 }
 
-bool ReducerThread::any_in_flight() const {
+// What is fully issued is to be finished: its transfers may have ended since somebody looked.
+bool ReducerThread::awaits_transfers() const {
   return std::any_of(active_.begin(), active_.end(), [this](const ActiveBucket& bucket) {
-    return !bucket.finished && !all_done(bucket);
+    return !bucket.finished && (fully_issued(bucket) || !all_done(bucket));
   });
 }
 

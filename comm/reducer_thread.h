@@ -107,7 +107,8 @@ class ReducerThread {
   void issue_next(std::size_t newest);
   bool fully_issued(const ActiveBucket& bucket) const;
   bool all_done(const ActiveBucket& bucket) const;
-  bool any_in_flight() const;
+  // Something comes of looking again after a while, even if no bucket does.
+  bool awaits_transfers() const;
   // Finishes buckets in order; not blocking: stops at the first that is not done.
   bool finish_buckets(bool blocking);
   void finish(ActiveBucket& bucket);

@@ -8,7 +8,9 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <string_view>
 #include <thread>
+#include <utility>
 
 #include "tests/comm/reducer_fixture.h"
 
@@ -226,6 +228,70 @@ TEST(Reducer, FinishesABucketBeforeTheNextComes) {
     reducer.reduce(gradients.bucket({2, 3, 4, 5, 6}, true))->wait();
     EXPECT_EQ(reducer.stats().steps, 1u);
   });
+}
+
+// Done when it is looked at for the second time: between two looks of the reducer's thread.
+class LateTransfer final : public Transfer {
+ public:
+  explicit LateTransfer(std::unique_ptr<Transfer> inner) : inner_(std::move(inner)) {}
+
+  bool done() override {
+    if (!std::exchange(looked_at_, true)) return false;
+    inner_->wait(Clock::now() + std::chrono::minutes(1));
+    return true;
+  }
+  void wait(Deadline deadline) override { inner_->wait(deadline); }
+
+ private:
+  std::unique_ptr<Transfer> inner_;
+  bool looked_at_ = false;
+};
+
+class LateCommunicator final : public Communicator {
+ public:
+  explicit LateCommunicator(std::unique_ptr<Communicator> inner) : inner_(std::move(inner)) {}
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  std::string name() const override { return inner_->name(); }
+  CommunicatorTraits traits() const override { return inner_->traits(); }
+  std::unique_ptr<Transfer> allreduce_sum(TensorView data) override {
+    return std::make_unique<LateTransfer>(inner_->allreduce_sum(data));
+  }
+  std::unique_ptr<Transfer> allgather(std::span<const std::byte> in,
+                                      std::span<std::byte> out) override {
+    return std::make_unique<LateTransfer>(inner_->allgather(in, out));
+  }
+  std::unique_ptr<Transfer> alltoall(std::span<const std::byte> in,
+                                     std::span<std::byte> out) override {
+    return std::make_unique<LateTransfer>(inner_->alltoall(in, out));
+  }
+  std::vector<int> roll_call(std::chrono::milliseconds grace) override {
+    return inner_->roll_call(grace);
+  }
+  void abort() noexcept override { inner_->abort(); }
+  std::uint64_t sent_bytes() const override { return inner_->sent_bytes(); }
+
+ private:
+  std::unique_ptr<Communicator> inner_;
+};
+
+TEST(Reducer, FinishesABucketWhoseTransferEndsBetweenTwoLooks) {
+  for (const char* policy : {"topk:0.05", "q4", "none"}) {
+    run_ranks(2, [&](int rank, std::unique_ptr<Communicator> comm) {
+      const std::vector<Layer> layers = small_model();
+      GradientReducer reducer(std::make_unique<LateCommunicator>(std::move(comm)), layers,
+                              Policy::parse(policy));
+      Gradients gradients(layers);
+      gradients.fill(0, rank);
+      const auto first = reducer.reduce(gradients.bucket({0, 1}, false));
+      if (std::string_view(policy) != "q4")
+        first->wait();  // two transfers: a bucket may come first
+      reducer.reduce(gradients.bucket({2, 3, 4, 5, 6}, true))->wait();
+      first->wait();
+      EXPECT_EQ(reducer.stats().steps, 1u);
+    });
+  }
 }
 
 TEST(Reducer, StepsMayBeQueuedWithoutWaiting) {
