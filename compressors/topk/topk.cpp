@@ -400,8 +400,8 @@ void TopKCodec::Entries::add_to(std::span<float> range, std::size_t begin, float
 void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const {
   topk::check_dtype(ctx, "topk", out.dtype);
   if (decode_mark(ctx, body, mode(), out)) return;
-  fill_zero(out);
   Entries entries(*this, ctx, body, out.elements);
+  fill_zero(out);
   while (entries.next()) {
     const auto indices = entries.indices();
     const auto values = entries.values();
