@@ -37,6 +37,11 @@ class ArrayCodec {
                          "' only means something as the mean over ranks, not for one array"
                          "\nhint: use it in thinwire.torch.compress(), or choose another family");
     }
+    if (codec_.payload != nullptr && codec_.payload->memory_needs(1).velocity) {
+      throw NotAvailable("codec '" + codec_.spec +
+                         "' keeps a velocity from step to step, an array only a residual"
+                         "\nhint: leave out momentum, nesterov, clip and clip_norm");
+    }
   }
 
   const std::string& spec() const { return codec_.spec; }

@@ -92,6 +92,8 @@ class TestRefusals:
             thinwire.codec("topq:0.1")
         with pytest.raises(thinwire.NotAvailable, match="mean"):
             thinwire.codec("randmask:0.5")
+        with pytest.raises(thinwire.NotAvailable, match="velocity"):
+            thinwire.codec("topk:0.1,momentum=0.9")
         with pytest.raises(ValueError, match=r"."):
             thinwire.codec("q17")
         assert "topk" in thinwire.families()

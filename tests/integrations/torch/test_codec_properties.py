@@ -24,7 +24,13 @@ MORE = {
     "none": (),
     "bf16": ("bf16,decay=0.875",),
     "fp16": (),
-    "topk": ("topk:1", "topk:0.1,values=q8", "topk:0.2,values=ternary", "topk:k=3,chunk=64"),
+    "topk": (
+        "topk:1",
+        "topk:0.1,values=q8",
+        "topk:0.2,values=ternary",
+        "topk:k=3,chunk=64",
+        "topk:0.1,select=carried",
+    ),
     "q1 to q8": (
         "q1",
         "q3,block=64",
