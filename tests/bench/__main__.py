@@ -1,6 +1,7 @@
 """The benchmarks: `python -m tests.bench [NAME [OPTION...]]`, also as `thinwire bench`.
 
     codecs   encode and sum of every codec on one core, beside a probe of the memory
+    gradient codecs on the gradient of a model in training; lossless, unless told otherwise
     peers    the same compression by torch, numpy and zstd, beside the same probe
     fedzip   how much of a trained VGG-16's update fedzip leaves, by its density
     steps    step times of training jobs over emulated links; --accuracy: what they learn meanwhile
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "bench"
 COMMANDS = {
     "codecs": [str(ROOT / "build/release/bench/codecs_bench")],
+    "gradient": [sys.executable, str(ROOT / "tests/bench/gradient.py")],
     "peers": [sys.executable, str(ROOT / "tests/bench/codec_peers.py")],
     "fedzip": [sys.executable, str(ROOT / "tests/bench/fedzip_vgg.py")],
     "steps": [sys.executable, str(ROOT / "tests/bench/step_time.py")],
@@ -28,6 +30,7 @@ COMMANDS = {
 ALL = [
     ("codecs", "codecs", []),
     ("codecs-bf16", "codecs", ["--dtype", "bf16", "bf16", "lossless", "q8", "topk:0.01,values=q8"]),
+    ("codecs-lstm-bf16", "gradient", []),
     ("peers", "peers", []),
     ("fedzip", "fedzip", []),
     ("steps", "steps", []),

@@ -1,8 +1,12 @@
 // Speed of the codecs on one core, each beside the probe `r = g + r` (two reads and a write) over
 // the gradient's bytes as fp32, measured in turns so that a busy machine slows both.
 //
-//   codecs_bench [--elements N] [--layer N] [--dtype T] [--rounds R] [--threads N] [--json FILE]
-//                [SPEC...]
+//   codecs_bench [--elements N] [--layer N] [--dtype T] [--gradient FILE] [--rounds R] [--threads
+//   N]
+//                [--json FILE] [SPEC...]
+//
+// Gradients are near-normal noise, or the values of FILE (fp32, as `thinwire bench gradient` writes
+// them), repeated; each step's begin elsewhere among them.
 //
 // A SPEC "kth-value:DENSITY" measures the selection alone: the magnitude that this share of the
 // gradient reaches, beside std::nth_element over the magnitudes.
@@ -75,6 +79,7 @@ struct Arguments {
   DType dtype = DType::kF32;
   int rounds = 7;
   int threads = 1;
+  std::string gradient;
   std::string json;
   std::vector<std::string> specs;
 };
@@ -118,6 +123,38 @@ void fill_noise(std::span<float> values, std::uint64_t seed) {
   }
 }
 
+// What gradients and residuals are made of.
+struct Gradients {
+  DType dtype = DType::kF32;
+  std::vector<float> recorded;  // none: noise
+
+  void fill(std::span<float> values, std::uint64_t seed) const {
+    if (recorded.empty()) return fill_noise(values, seed);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = recorded[(i + 7919 * seed) % recorded.size()];
+    }
+  }
+  // The same in dtype; `values` is overwritten.
+  void fill(TensorView grad, std::span<float> values, std::uint64_t seed) const {
+    fill(values, seed);
+    visit(grad, [&](auto* to) {
+      using T = std::remove_pointer_t<decltype(to)>;
+      std::transform(values.begin(), values.end(), to, from_float<T>);
+    });
+  }
+};
+
+std::vector<float> read_values(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::vector<char> bytes(std::istreambuf_iterator<char>(file), {});
+  if (bytes.empty() || bytes.size() % sizeof(float) != 0) {
+    throw InvalidArgument("--gradient " + path + ": expected a file of fp32 values");
+  }
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
 __attribute__((noinline)) void probe(std::span<const float> grad, std::span<float> residual) {
   const float* g = grad.data();
   float* r = residual.data();
@@ -152,18 +189,15 @@ struct Layer {
   std::vector<std::byte> body;
   std::size_t bytes = 0;  // of the body that the last encode wrote
 
-  Layer(const Codec& codec, std::int64_t n, DType dtype, std::uint64_t seed)
-      : grad_bytes(static_cast<std::size_t>(n + kSteps * kStepElements) * size_bytes(dtype)),
-        grad{grad_bytes.bytes().data(), n, dtype},
+  Layer(const Codec& codec, std::int64_t n, const Gradients& gradients, std::uint64_t seed)
+      : grad_bytes(static_cast<std::size_t>(n + kSteps * kStepElements) *
+                   size_bytes(gradients.dtype)),
+        grad{grad_bytes.bytes().data(), n, gradients.dtype},
         probed(static_cast<std::size_t>(n + kSteps * kStepElements) * sizeof(float)),
         sum(static_cast<std::size_t>(n) * sizeof(float)),
         body(codec.payload->slot_bytes(n)) {
-    fill_noise(probed.floats(), seed);
-    visit(TensorView{grad.data, n + kSteps * kStepElements, dtype}, [&](auto* values) {
-      using T = std::remove_pointer_t<decltype(values)>;
-      std::transform(probed.floats().begin(), probed.floats().end(), values, from_float<T>);
-    });
-    fill_noise(probed.floats(), seed + 1);
+    gradients.fill({grad.data, n + kSteps * kStepElements, grad.dtype}, probed.floats(), seed);
+    gradients.fill(probed.floats(), seed + 1);
     if (codec.options.error_feedback && !codec.payload->traits().lossless) {
       memory = std::make_unique<Memory>(
           n, MemoryOptions{.decay = codec.options.decay, .needs = codec.payload->memory_needs(n)});
@@ -184,19 +218,15 @@ struct LinearLayer {
   Buffer probed;
   Memory memory;
 
-  LinearLayer(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
+  LinearLayer(const Codec& codec, std::span<const std::int64_t> shape, const Gradients& gradients,
               std::uint64_t seed)
-      : grad_bytes(static_cast<std::size_t>(shape[0] * shape[1]) * size_bytes(dtype)),
-        grad{grad_bytes.bytes().data(), shape[0] * shape[1], dtype},
+      : grad_bytes(static_cast<std::size_t>(shape[0] * shape[1]) * size_bytes(gradients.dtype)),
+        grad{grad_bytes.bytes().data(), shape[0] * shape[1], gradients.dtype},
         probed(static_cast<std::size_t>(shape[0] * shape[1]) * sizeof(float)),
         memory(shape[0] * shape[1],
                {.decay = codec.options.decay, .needs = codec.linear->memory_needs(shape)}) {
-    fill_noise(probed.floats(), seed);
-    visit(grad, [&](auto* values) {
-      using T = std::remove_pointer_t<decltype(values)>;
-      std::transform(probed.floats().begin(), probed.floats().end(), values, from_float<T>);
-    });
-    fill_noise(probed.floats(), seed + 1);
+    gradients.fill(grad, probed.floats(), seed);
+    gradients.fill(probed.floats(), seed + 1);
     memory.restore(probed.floats());
   }
 };
@@ -226,11 +256,11 @@ double count_kept(const PayloadCodec& codec, std::span<const std::byte> body, st
 // The layers of a payload codec that one thread goes through. All times are sums over them.
 class PayloadSet {
  public:
-  PayloadSet(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers,
+  PayloadSet(const Codec& codec, std::int64_t n, const Gradients& gradients, std::size_t layers,
              std::uint64_t seed = 0)
       : codec_(*codec.payload), workspace_(codec_.workspace_bytes(n)) {
     for (std::size_t i = 0; i < layers; ++i)
-      layers_.emplace_back(codec, n, dtype, seed + 2 * i + 1);
+      layers_.emplace_back(codec, n, gradients, seed + 2 * i + 1);
     if (codec_.memory_needs(n).state == 0) return;
     for (int step = -kCarriedSteps; step < -1; ++step) encode(step);
   }
@@ -287,17 +317,17 @@ class PayloadSet {
 // The same for a linear codec and matrices; encode is a whole step of one rank.
 class LinearSet {
  public:
-  LinearSet(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
+  LinearSet(const Codec& codec, std::span<const std::int64_t> shape, const Gradients& gradients,
             std::uint64_t seed = 0)
       : codec_(*codec.linear),
         shape_(shape),
         state_(codec_.round_state_bytes(shape)),
         wire_(static_cast<std::size_t>(shape[0] * shape[1]) * sizeof(float)) {
-    const auto bytes = static_cast<std::size_t>(shape[0] * shape[1]) * size_bytes(dtype);
+    const auto bytes = static_cast<std::size_t>(shape[0] * shape[1]) * size_bytes(gradients.dtype);
     const std::size_t layers = std::min<std::size_t>(kColdBytes / bytes + 1, 64);
     layers_.reserve(layers);
     for (std::size_t i = 0; i < layers; ++i) {
-      layers_.emplace_back(codec, shape, dtype, seed + 2 * i + 1);
+      layers_.emplace_back(codec, shape, gradients, seed + 2 * i + 1);
     }
   }
   const LinearLayer& last() const { return layers_.back(); }
@@ -350,8 +380,9 @@ std::string label(const Codec& codec, std::span<const std::int64_t> shape) {
   return codec.spec + " " + std::to_string(shape[0]) + "x" + std::to_string(shape[1]);
 }
 
-Row measure(const Codec& codec, std::int64_t n, DType dtype, std::size_t layers, int rounds) {
-  PayloadSet set(codec, n, dtype, layers);
+Row measure(const Codec& codec, std::int64_t n, const Gradients& gradients, std::size_t layers,
+            int rounds) {
+  PayloadSet set(codec, n, gradients, layers);
   Row row{.spec = codec.spec, .elements = n, .gradient_bytes = set.last().grad.bytes()};
   std::vector<double> probes;
   std::vector<double> encodes;
@@ -441,9 +472,9 @@ std::array<Row, 2> measure_kth(double density, std::int64_t n, int rounds) {
   return {row, library};
 }
 
-Row measure_linear(const Codec& codec, std::span<const std::int64_t> shape, DType dtype,
-                   int rounds) {
-  LinearSet set(codec, shape, dtype);
+Row measure_linear(const Codec& codec, std::span<const std::int64_t> shape,
+                   const Gradients& gradients, int rounds) {
+  LinearSet set(codec, shape, gradients);
   const auto layers = static_cast<double>(set.layers());
   Row row{.spec = label(codec, shape),
           .elements = set.last().grad.elements,
@@ -694,12 +725,14 @@ Arguments parse(std::span<char*> words) {
         throw InvalidArgument("--threads " + std::string(value) + ": this process may use " +
                               std::to_string(cores().size()) + " cores");
       }
+    } else if (word == "--gradient") {
+      arguments.gradient = value;
     } else if (word == "--json") {
       arguments.json = value;
     } else {
       throw InvalidArgument(std::string(word) +
-                            ": expected --elements, --layer, --dtype, --rounds, --threads, "
-                            "--json or a codec's spec");
+                            ": expected --elements, --layer, --dtype, --gradient, --rounds, "
+                            "--threads, --json or a codec's spec");
     }
   }
   if (arguments.specs.empty()) {
@@ -770,6 +803,8 @@ void run(std::span<char*> words) {
     codecs.push_back(make_codec(spec));
     if (codecs.back().is_none()) throw InvalidArgument(spec + ": expected a codec");
   }
+  Gradients gradients{.dtype = arguments.dtype};
+  if (!arguments.gradient.empty()) gradients.recorded = read_values(arguments.gradient);
   print_heading(arguments, command);
   std::ofstream lines;
   if (!arguments.json.empty()) lines.open(arguments.json);
@@ -798,9 +833,9 @@ void run(std::span<char*> words) {
         measure_one(
             label(codec, shape),
             [&](std::uint64_t seed) {
-              return std::make_unique<LinearSet>(codec, shape, arguments.dtype, seed);
+              return std::make_unique<LinearSet>(codec, shape, gradients, seed);
             },
-            [&] { return measure_linear(codec, shape, arguments.dtype, arguments.rounds); });
+            [&] { return measure_linear(codec, shape, gradients, arguments.rounds); });
       }
       continue;
     }
@@ -809,10 +844,10 @@ void run(std::span<char*> words) {
       measure_one(
           codec.spec,
           [&, n = n, count = count](std::uint64_t seed) {
-            return std::make_unique<PayloadSet>(codec, n, arguments.dtype, count, seed);
+            return std::make_unique<PayloadSet>(codec, n, gradients, count, seed);
           },
           [&, n = n, count = count] {
-            return measure(codec, n, arguments.dtype, count, arguments.rounds);
+            return measure(codec, n, gradients, count, arguments.rounds);
           });
     }
   }
