@@ -1,5 +1,7 @@
 #include "compressors/lossless/lossless.h"
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -232,11 +234,14 @@ class LosslessCodec final : public PayloadCodec {
 
   void decode(const Context& ctx, std::span<const std::byte> body, TensorView out) const override {
     if (decode_mark(ctx, body, kMode, out)) return;
+    const bool past_caches =
+        out.bytes() >= kStreamBytes && reinterpret_cast<std::uintptr_t>(out.data) % 64 == 0;
     for_each_chunk(ctx, body, out.elements,
                    [&](std::int64_t begin, std::int64_t size, DType type, const std::byte* raw,
                        const std::uint8_t* symbols) {
-                     join(type, raw, symbols, out.slice(begin, begin + size));
+                     join(type, raw, symbols, out.slice(begin, begin + size), past_caches);
                    });
+    if (past_caches) hwy::FlushStream();
   }
 
   void accumulate(const Context& ctx, std::span<const std::byte> body, float weight,

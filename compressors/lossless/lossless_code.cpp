@@ -112,7 +112,7 @@ void fill_decode_table(const Lengths& lengths, DecodeTable& table) {
     const auto [bits, length] = codes[s];
     if (length == 0) continue;
     const Decoded::Run run = Decoded::run(1, length);
-    const Decoded one{static_cast<std::uint32_t>(s), run, run};
+    const Decoded one{.all = run, .first = run, .symbols = static_cast<std::uint32_t>(s)};
     for (std::uint32_t w = bits; w < kWindows; w += 1U << length) table[w] = one;
   }
 }

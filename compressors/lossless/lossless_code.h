@@ -33,17 +33,18 @@ Codes make_codes(const Lengths& lengths);
 // What the next kMaxLength bits of a stream begin with: as many whole codes as fit, at most four.
 // 64 bits, the members from the lowest up.
 struct alignas(8) Decoded {
-  // Some symbols and the bits of their codes, as one number, so that both add up at once.
+  // The bits of some codes, lowest as shifts take them, and how many these are, as one number, so
+  // that both add up at once.
   using Run = std::uint16_t;
-  static constexpr Run run(int symbols, int bits) { return static_cast<Run>(symbols | bits << 8); }
+  static constexpr Run run(int symbols, int bits) { return static_cast<Run>(bits | symbols << 8); }
 
-  std::uint32_t symbols;  // a byte each, the first lowest; those beyond count() are unspecified
   Run all;
   Run first;
+  std::uint32_t symbols;  // a byte each, the first lowest; those beyond count() are unspecified
 
-  std::uint32_t count() const { return all & 0xFFU; }  // [1, 4]
-  std::uint32_t bits() const { return all >> 8U; }     // [1, kMaxLength]
-  std::uint32_t first_bits() const { return first >> 8U; }
+  std::uint32_t count() const { return all >> 8U; }   // [1, 4]
+  std::uint32_t bits() const { return all & 0xFFU; }  // [1, kMaxLength]
+  std::uint32_t first_bits() const { return first & 0xFFU; }
 };
 static_assert(sizeof(Decoded) == 8);
 using DecodeTable = std::array<Decoded, std::size_t{1} << kMaxLength>;

@@ -32,7 +32,10 @@ constexpr std::size_t first_nonfinite(DType type) { return type == DType::kF16 ?
 // fp32, bf16 or fp16 values into symbols and raw parts.
 void split(TensorView values, std::byte* raw, std::uint8_t* symbols);
 // The values of `type` again, as they are in an `out` of the same dtype, else rounded once.
-void join(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out);
+// `past_caches`, with an `out` at a multiple of 64 bytes: what is not rounded is written around the
+// caches, and hwy::FlushStream() must follow the last.
+void join(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out,
+          bool past_caches);
 // out[i] += weight * value.
 void accumulate(DType type, const std::byte* raw, const std::uint8_t* symbols, float weight,
                 float* out, std::int64_t n);

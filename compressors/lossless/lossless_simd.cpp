@@ -138,29 +138,35 @@ HWY_INLINE std::int64_t for_each_vector(DType type, const std::byte* raw,
 }
 
 // The values' own bits.
+template <bool kPastCaches>
 HWY_INLINE std::int64_t join_same(DType type, const std::byte* raw, const std::uint8_t* symbols,
                                   std::int64_t n, void* out) {
+  const auto store = [](auto bits, auto d, auto* to) HWY_ATTR {
+    kPastCaches ? hn::Stream(bits, d, to) : hn::StoreU(bits, d, to);
+  };
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(raw);
   std::int64_t i = 0;
   if (type == DType::kF32) {
     auto* values = static_cast<std::uint32_t*>(out);
     for (; i + lanes32() <= n; i += lanes32()) {
-      hn::StoreU(join32(bytes + 2 * i, bytes + 2 * n + i, symbols + i), U32(), values + i);
+      store(join32(bytes + 2 * i, bytes + 2 * n + i, symbols + i), U32(), values + i);
     }
   } else {
     auto* values = static_cast<std::uint16_t*>(out);
     for (; i + lanes16() <= n; i += lanes16()) {
-      hn::StoreU(join16(bytes + i, symbols + i), W16(), values + i);
+      store(join16(bytes + i, symbols + i), W16(), values + i);
     }
   }
   return i;
 }
 
-void join_values(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out) {
+void join_values(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out,
+                 bool past_caches) {
   const std::int64_t n = out.elements;
   std::int64_t done = 0;
   if (type == out.dtype) {
-    done = join_same(type, raw, symbols, n, out.data);
+    done = past_caches ? join_same<true>(type, raw, symbols, n, out.data)
+                       : join_same<false>(type, raw, symbols, n, out.data);
   } else {
     done = visit(out, [&](auto* values) {
       return for_each_vector(type, raw, symbols, n,
@@ -198,10 +204,10 @@ void add_residual_values(TensorView grad, const float* residual, float decay, fl
 void extend_table(DecodeTable& table) {
   const hn::CappedTag<std::uint64_t, 8> d;
   const hn::RebindToSigned<decltype(d)> di;
-  constexpr int kAll = 32;  // the first bit of Decoded::all
-  constexpr int kFirst = 48;
+  constexpr int kFirst = 16;  // the first bit of Decoded::first
   const auto byte = hn::Set(d, 0xFF);
   const auto run = hn::Set(d, 0xFFFF);
+  const auto runs = hn::Set(d, 0xFFFFFFFF);  // below the symbols
   const auto none = hn::Zero(d);
   const auto longest = hn::Set(d, kMaxLength);
   const std::size_t lanes = hn::Lanes(d);
@@ -210,17 +216,17 @@ void extend_table(DecodeTable& table) {
     for (std::size_t w = table.size(); w > 0;) {
       w -= lanes;
       const auto window = hn::LoadU(d, entries + w);
-      const auto bits = hn::And(hn::ShiftRight<kAll + 8>(window), byte);
+      const auto bits = hn::And(window, byte);
       const auto next = hn::Shr(hn::Iota(d, static_cast<std::uint64_t>(w)), bits);
       const auto after = hn::GatherIndex(d, entries, hn::BitCast(di, next));
       const auto room = hn::Sub(longest, bits);
-      const auto first = hn::ShiftRight<kFirst>(after);
-      const auto all = hn::And(hn::ShiftRight<kAll>(after), run);
-      const auto one = hn::IfThenElse(hn::Gt(hn::ShiftRight<8>(first), room), none, first);
-      const auto more = hn::IfThenElse(hn::Gt(hn::ShiftRight<8>(all), room), one, all);
-      const auto count = hn::And(hn::ShiftRight<kAll>(window), byte);
-      const auto symbols = hn::And(hn::Shl(after, hn::ShiftLeft<3>(count)), hn::Set(d, 0xFFFFFFFF));
-      hn::StoreU(hn::Add(hn::Or(window, symbols), hn::ShiftLeft<kAll>(more)), d, entries + w);
+      const auto first = hn::And(hn::ShiftRight<kFirst>(after), run);
+      const auto all = hn::And(after, run);
+      const auto one = hn::IfThenElse(hn::Gt(hn::And(first, byte), room), none, first);
+      const auto more = hn::IfThenElse(hn::Gt(hn::And(all, byte), room), one, all);
+      const auto count = hn::And(hn::ShiftRight<8>(window), byte);
+      const auto symbols = hn::Shl(hn::AndNot(runs, after), hn::ShiftLeft<3>(count));
+      hn::StoreU(hn::Add(hn::Or(window, symbols), more), d, entries + w);
     }
   }
 }
@@ -259,6 +265,13 @@ void count_values(std::span<const std::uint8_t> symbols, std::array<Counts, kStr
 // Codes that fit behind the at most 7 bits that a writer or reader begins a word with.
 constexpr std::int64_t kCodesPerWord = (64 - 7) / kMaxLength;
 
+HWY_INLINE void write_bits(StreamWriter& writer, std::uint64_t bits, std::uint32_t used) {
+  std::memcpy(writer.out, &bits, sizeof(bits));
+  writer.out += used >> 3;
+  writer.bits = bits >> (used & 0x38);
+  writer.used = used & 7;
+}
+
 HWY_INLINE void write_word(StreamWriter& writer, const std::uint8_t* symbols, const Codes& codes) {
   std::uint64_t bits = writer.bits;
   std::uint32_t used = writer.used;
@@ -267,11 +280,77 @@ HWY_INLINE void write_word(StreamWriter& writer, const std::uint8_t* symbols, co
     bits |= std::uint64_t{code.bits} << used;
     used += code.length;
   }
-  std::memcpy(writer.out, &bits, sizeof(bits));
-  writer.out += used >> 3;
-  writer.bits = bits >> (used & 0x38);
-  writer.used = used & 7;
+  write_bits(writer, bits, used);
 }
+
+#if HWY_TARGET <= HWY_AVX3
+// Two registers hold a table of 64 entries. Exponents that occur lie close together, but for zero,
+// whose code stands last.
+class NearCodes {
+ public:
+  static constexpr std::int64_t kAtOnce = 32;
+
+  explicit NearCodes(const Codes& codes) {
+    std::size_t last = kSymbols - 1;
+    while (codes[last].length == 0) --last;
+    std::size_t first = 1;
+    while (first < last && codes[first].length == 0) ++first;
+    all_are_near_ = last - first < kZero;
+    if (!all_are_near_) return;
+    first_ = static_cast<std::uint16_t>(first);
+    alignas(64) std::uint16_t table[kZero + 1] = {};
+    for (std::size_t s = first; s <= last; ++s) table[s - first] = packed(codes[s]);
+    table[kZero] = packed(codes[0]);
+    low_ = hn::Load(W16(), table);
+    high_ = hn::Load(W16(), table + kAtOnce);
+  }
+  bool all_are_near() const { return all_are_near_; }
+
+  // The codes of kAtOnce symbols, four to a word.
+  struct Words {
+    static constexpr std::size_t kCount = kAtOnce / 4;
+    alignas(64) std::uint64_t bits[kCount];
+    alignas(64) std::uint64_t length[kCount];
+
+    HWY_INLINE void write(std::size_t j, StreamWriter& writer) const {
+      write_bits(writer, writer.bits | bits[j] << writer.used,
+                 writer.used + static_cast<std::uint32_t>(length[j]));
+    }
+  };
+  HWY_INLINE void look_up(const std::uint8_t* symbols, Words& words) const {
+    const W16 d16;
+    const hn::Repartition<std::uint32_t, W16> d32;
+    const hn::Repartition<std::uint64_t, W16> d64;
+    const auto symbol = hn::PromoteTo(d16, hn::LoadU(W8(), symbols));
+    const auto place = hn::Min(hn::Sub(symbol, hn::Set(d16, first_)), hn::Set(d16, kZero));
+    // Highway 1.0 has no lookup of 16-bit lanes.
+    const hn::Vec<W16> code{_mm512_permutex2var_epi16(low_.raw, place.raw, high_.raw)};
+    const auto half = hn::Set(d32, 0xFFFF);
+    const auto bits = hn::BitCast(d32, hn::And(code, hn::Set(d16, (1U << kMaxLength) - 1)));
+    const auto length = hn::BitCast(d32, hn::ShiftRight<kMaxLength>(code));
+    const auto first_length = hn::And(length, half);
+    const auto second = hn::Shl(hn::ShiftRight<16>(bits), first_length);
+    const auto pair = hn::BitCast(d64, hn::Or(hn::And(bits, half), second));
+    const auto lengths = hn::BitCast(d64, hn::Add(first_length, hn::ShiftRight<16>(length)));
+    const auto word = hn::Set(d64, 0xFFFFFFFF);
+    const auto first_lengths = hn::And(lengths, word);
+    const auto second_pair = hn::Shl(hn::ShiftRight<32>(pair), first_lengths);
+    hn::Store(hn::Or(hn::And(pair, word), second_pair), d64, words.bits);
+    hn::Store(hn::Add(first_lengths, hn::ShiftRight<32>(lengths)), d64, words.length);
+  }
+
+ private:
+  static constexpr std::uint16_t kZero = 63;
+  static std::uint16_t packed(Code code) {
+    return static_cast<std::uint16_t>(code.bits | code.length << kMaxLength);
+  }
+
+  bool all_are_near_ = false;
+  std::uint16_t first_ = 0;
+  hn::Vec<W16> low_ = hn::Zero(W16());
+  hn::Vec<W16> high_ = hn::Zero(W16());
+};
+#endif
 
 void encode_values(std::span<const std::uint8_t> symbols, const Codes& codes, const Streams& sizes,
                    std::byte* out) {
@@ -284,6 +363,21 @@ void encode_values(std::span<const std::uint8_t> symbols, const Codes& codes, co
   // A word is written while its stream has 64 symbols, hence bytes for a word, left.
   const std::int64_t common = n - stream_begin(n, kStreams - 1) - 64;
   std::int64_t i = 0;
+#if HWY_TARGET <= HWY_AVX3
+  const NearCodes near(codes);
+  for (; near.all_are_near() && i + NearCodes::kAtOnce <= common; i += NearCodes::kAtOnce) {
+    NearCodes::Words words[kStreams];
+    for (std::size_t s = 0; s < kStreams; ++s) {
+      near.look_up(in + stream_begin(n, s) + i, words[s]);
+    }
+    for (std::size_t j = 0; j < NearCodes::Words::kCount; ++j) {
+      words[0].write(j, a);
+      words[1].write(j, b);
+      words[2].write(j, c);
+      words[3].write(j, d);
+    }
+  }
+#endif
   for (; i <= common; i += kCodesPerWord) {
     write_word(a, in + stream_begin(n, 0) + i, codes);
     write_word(b, in + stream_begin(n, 1) + i, codes);
@@ -300,26 +394,27 @@ void encode_values(std::span<const std::uint8_t> symbols, const Codes& codes, co
 // A word's worth of windows, each of up to four symbols.
 constexpr std::ptrdiff_t kMostSymbolsPerWord = 4 * kCodesPerWord;
 
-// Whether a whole word can be read and its symbols be written.
-HWY_INLINE bool has_word(const StreamReader& reader, const std::uint8_t* out,
-                         const std::uint8_t* end) {
-  return reader.end - reader.in >= 8 && end - out >= kMostSymbolsPerWord;
+// So many words can be read, and their symbols be written, whatever they are.
+HWY_INLINE std::ptrdiff_t words_ahead(const StreamReader& reader, const std::uint8_t* out,
+                                      const std::uint8_t* end) {
+  return std::min((reader.end - reader.in) / 8, (end - out) / kMostSymbolsPerWord);
 }
 
 HWY_INLINE void read_word(StreamReader& reader, const DecodeTable& table, std::uint8_t*& out) {
   std::uint64_t bits = load64(reader.in) >> reader.bit;
-  std::uint32_t bit = reader.bit;
+  std::uint64_t used = reader.bit;
   std::uint8_t* at = out;
   for (std::int64_t j = 0; j < kCodesPerWord; ++j) {
-    const Decoded next = table[bits & (table.size() - 1)];
-    std::memcpy(at, &next.symbols, sizeof(next.symbols));
-    at += next.count();
-    bits >>= next.bits();
-    bit += next.bits();
+    const std::uint64_t next = load64(&table[bits & (table.size() - 1)]);
+    const auto symbols = static_cast<std::uint32_t>(next >> 32);
+    std::memcpy(at, &symbols, sizeof(symbols));
+    at += next >> 8 & 0xFF;
+    bits >>= next & 63;  // a byte of bits, and a shift takes six
+    used += next;        // in its lowest byte
   }
   out = at;
-  reader.in += bit >> 3;
-  reader.bit = bit & 7;
+  reader.in += (used & 0xFF) >> 3;
+  reader.bit = used & 7;
 }
 
 bool decode_values(const std::byte* in, const Streams& sizes, const DecodeTable& table,
@@ -336,15 +431,19 @@ bool decode_values(const std::byte* in, const Streams& sizes, const DecodeTable&
   std::uint8_t* to_b = ends[0];
   std::uint8_t* to_c = ends[1];
   std::uint8_t* to_d = ends[2];
-  while (has_word(a, to_a, ends[0]) && has_word(b, to_b, ends[1]) && has_word(c, to_c, ends[2]) &&
-         has_word(d, to_d, ends[3])) {
-    read_word(a, table, to_a);
-    read_word(b, table, to_b);
-    read_word(c, table, to_c);
-    read_word(d, table, to_d);
+  for (;;) {
+    std::ptrdiff_t words = std::min({words_ahead(a, to_a, ends[0]), words_ahead(b, to_b, ends[1]),
+                                     words_ahead(c, to_c, ends[2]), words_ahead(d, to_d, ends[3])});
+    if (words <= 0) break;
+    for (; words > 0; --words) {
+      read_word(a, table, to_a);
+      read_word(b, table, to_b);
+      read_word(c, table, to_c);
+      read_word(d, table, to_d);
+    }
   }
   const auto finish = [&](StreamReader& reader, std::uint8_t* to, std::uint8_t* end) {
-    while (has_word(reader, to, end)) read_word(reader, table, to);
+    while (words_ahead(reader, to, end) > 0) read_word(reader, table, to);
     return finish_stream(reader, table, {to, end});
   };
   return finish(a, to_a, ends[0]) && finish(b, to_b, ends[1]) && finish(c, to_c, ends[2]) &&
@@ -370,8 +469,9 @@ HWY_EXPORT(decode_values);
 void split(TensorView values, std::byte* raw, std::uint8_t* symbols) {
   HWY_DYNAMIC_DISPATCH(split_values)(values, raw, symbols);
 }
-void join(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out) {
-  HWY_DYNAMIC_DISPATCH(join_values)(type, raw, symbols, out);
+void join(DType type, const std::byte* raw, const std::uint8_t* symbols, TensorView out,
+          bool past_caches) {
+  HWY_DYNAMIC_DISPATCH(join_values)(type, raw, symbols, out, past_caches);
 }
 void accumulate(DType type, const std::byte* raw, const std::uint8_t* symbols, float weight,
                 float* out, std::int64_t n) {

@@ -803,7 +803,7 @@ void run(std::span<char*> words) {
     codecs.push_back(make_codec(spec));
     if (codecs.back().is_none()) throw InvalidArgument(spec + ": expected a codec");
   }
-  Gradients gradients{.dtype = arguments.dtype};
+  Gradients gradients{.dtype = arguments.dtype, .recorded = {}};
   if (!arguments.gradient.empty()) gradients.recorded = read_values(arguments.gradient);
   print_heading(arguments, command);
   std::ofstream lines;

@@ -341,46 +341,66 @@ std::vector<std::uint8_t> draw(const Counts& counts, std::size_t n, std::uint64_
   return symbols;
 }
 
+// Counting, encoding and decoding of symbols on every target, against plain loops.
+void expect_streams_match(std::span<const std::uint8_t> symbols, const Lengths& lengths) {
+  const auto n = static_cast<std::int64_t>(symbols.size());
+  const Codes codes = make_codes(lengths);
+  DecodeTable table;
+  fill_decode_table(lengths, table);
+  extend_decode_table(table);
+  std::array<Counts, kStreams> expected_counts{};
+  Streams sizes{};
+  Bytes expected;
+  for (std::size_t s = 0; s < kStreams; ++s) {
+    const auto begin = static_cast<std::size_t>(stream_begin(n, s));
+    const auto end = static_cast<std::size_t>(stream_begin(n, s + 1));
+    const auto part = symbols.subspan(begin, end - begin);
+    std::size_t bits = 0;
+    for (const std::uint8_t symbol : part) {
+      bits += lengths[symbol];
+      ++expected_counts[s][symbol];
+    }
+    sizes[s] = (bits + 7) / 8;
+    expected.resize(expected.size() + sizes[s]);
+    finish_stream({.out = expected.data() + expected.size() - sizes[s]}, part, codes);
+  }
+  for_each_simd_target([&] {
+    std::array<Counts, kStreams> counts{};
+    count_symbols(symbols, counts);
+    ASSERT_EQ(counts, expected_counts);
+    Bytes got(expected.size());  // exactly
+    encode_streams(symbols, codes, sizes, got.data());
+    ASSERT_EQ(got, expected);
+    std::vector<std::uint8_t> decoded(symbols.size());
+    ASSERT_TRUE(decode_streams(got.data(), sizes, table, decoded));
+    ASSERT_TRUE(std::ranges::equal(decoded, symbols));
+  });
+}
+
 TEST(LosslessCode, StreamsMatchTheReferenceOnEveryTarget) {
   const auto all = histograms();
   for (std::size_t h = 0; h < 7; ++h) {
     for (const std::size_t n : {1U, 4U, 5U, 6U, 257U, 300U, 4099U}) {
       SCOPED_TRACE(testing::Message() << "histogram " << h << " n=" << n);
-      const auto symbols = draw(all[h], n, h);
-      const Lengths lengths = code_lengths(all[h]);
-      const Codes codes = make_codes(lengths);
-      DecodeTable table;
-      fill_decode_table(lengths, table);
-      extend_decode_table(table);
-      Streams sizes{};
-      Bytes expected;
-      for (std::size_t s = 0; s < kStreams; ++s) {
-        const auto begin = stream_begin(static_cast<std::int64_t>(n), s);
-        const auto end = stream_begin(static_cast<std::int64_t>(n), s + 1);
-        std::size_t bits = 0;
-        for (auto i = begin; i < end; ++i) bits += lengths[symbols[static_cast<std::size_t>(i)]];
-        sizes[s] = (bits + 7) / 8;
-        expected.resize(expected.size() + sizes[s]);
-        const std::span<const std::uint8_t> part(symbols.data() + begin, symbols.data() + end);
-        finish_stream({.out = expected.data() + expected.size() - sizes[s]}, part, codes);
-      }
-      for_each_simd_target([&] {
-        std::array<Counts, kStreams> counts{};
-        count_symbols(symbols, counts);
-        for (std::size_t s = 0; s < kStreams; ++s) {
-          const auto begin = symbols.begin() + stream_begin(static_cast<std::int64_t>(n), s);
-          const auto end = symbols.begin() + stream_begin(static_cast<std::int64_t>(n), s + 1);
-          Counts of_stream{};
-          for (auto symbol = begin; symbol != end; ++symbol) ++of_stream[*symbol];
-          ASSERT_EQ(counts[s], of_stream);
+      expect_streams_match(draw(all[h], n, h), code_lengths(all[h]));
+    }
+  }
+}
+
+// Around what two registers can look up: 63 symbols in a row, and zero.
+TEST(LosslessCode, SymbolsMayBeNearOrFar) {
+  for (const bool with_zero : {false, true}) {
+    for (const std::size_t first : {1U, 100U, 192U}) {
+      for (const std::size_t span : {1U, 2U, 32U, 62U, 63U, 64U}) {
+        Counts counts{};
+        counts[0] = with_zero ? 1000 : 0;
+        for (std::size_t i = 0; i < span; ++i) {
+          counts[first + i] = static_cast<std::uint32_t>(1 + 7 * i % 50);
         }
-        Bytes got(expected.size());  // exactly
-        encode_streams(symbols, codes, sizes, got.data());
-        ASSERT_EQ(got, expected);
-        std::vector<std::uint8_t> decoded(n);
-        ASSERT_TRUE(decode_streams(got.data(), sizes, table, decoded));
-        ASSERT_EQ(decoded, symbols);
-      });
+        if (span == 1 && !with_zero) continue;  // no code
+        SCOPED_TRACE(testing::Message() << span << " from " << first << ", zero: " << with_zero);
+        expect_streams_match(draw(counts, 2000, span), code_lengths(counts));
+      }
     }
   }
 }
@@ -433,7 +453,7 @@ TEST(LosslessKernels, MatchTheReferenceBitForBit) {
           Array expected(to, n, 1);
           Array got(to, n, 1);
           join_reference(dtype, raw.data(), symbols.data(), expected.view());
-          join(dtype, raw.data(), symbols.data(), got.view());
+          join(dtype, raw.data(), symbols.data(), got.view(), false);
           EXPECT_EQ(got.bytes(), expected.bytes()) << name(to);
           EXPECT_TRUE(got.guards_intact());
           EXPECT_TRUE(to != dtype || got.bytes() == in.bytes());
