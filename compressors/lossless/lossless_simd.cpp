@@ -231,35 +231,123 @@ void extend_table(DecodeTable& table) {
   }
 }
 
-// What follows is scalar code; the better targets have cheaper shifts.
+struct SymbolRange {
+  std::size_t first = kSymbols;  // but zero
+  std::size_t last = 0;
+};
+
+#if HWY_TARGET == HWY_SCALAR
+// No range is near.
+HWY_INLINE std::size_t near_symbols() { return 0; }
+HWY_INLINE SymbolRange range_of(std::span<const std::uint8_t>) { return {0, kSymbols - 1}; }
+HWY_INLINE void count_near(std::span<const std::uint8_t>, SymbolRange, Counts&) {}
+#else
+using Bytes = hn::CappedTag<std::uint8_t, 64>;
+
+// Beyond a symbol a lane, going through all symbols once for each of four takes longer than adding
+// to a counter for each.
+HWY_INLINE std::size_t near_symbols() { return hn::Lanes(Bytes()); }
+
+HWY_INLINE SymbolRange range_of(std::span<const std::uint8_t> symbols) {
+  const Bytes d;
+  const std::size_t lanes = hn::Lanes(d);
+  const std::size_t whole = symbols.size() / lanes * lanes;
+  const auto one = hn::Set(d, 1);
+  auto least = hn::Set(d, 0xFF);  // less one, so that zero is the greatest
+  auto most = hn::Zero(d);
+  for (std::size_t i = 0; i < whole; i += lanes) {
+    const auto symbol = hn::LoadU(d, symbols.data() + i);
+    least = hn::Min(least, hn::Sub(symbol, one));
+    most = hn::Max(most, symbol);
+  }
+  alignas(64) std::uint8_t leasts[64];
+  alignas(64) std::uint8_t mosts[64];
+  hn::Store(least, d, leasts);
+  hn::Store(most, d, mosts);
+  SymbolRange range{.first = *std::min_element(leasts, leasts + lanes) + std::size_t{1},
+                    .last = *std::max_element(mosts, mosts + lanes)};
+  for (const std::size_t symbol : symbols.subspan(whole)) {
+    if (symbol != 0) range.first = std::min(range.first, symbol);
+    range.last = std::max(range.last, symbol);
+  }
+  return range;
+}
+
+// Counts symbols of the range, and zeros: the rest.
+HWY_INLINE void count_near(std::span<const std::uint8_t> symbols, SymbolRange range,
+                           Counts& counts) {
+  const Bytes d;
+  const hn::Repartition<std::uint64_t, Bytes> d64;
+  constexpr std::size_t kTogether = 4;
+  constexpr std::size_t kMostVectors = 255;  // before a byte may overflow
+  const std::size_t lanes = hn::Lanes(d);
+  const std::size_t vectors = symbols.size() / lanes;
+  std::uint32_t found = 0;
+  for (std::size_t s = range.first; s <= range.last; s += kTogether) {
+    const auto symbol_0 = hn::Set(d, static_cast<std::uint8_t>(s));
+    const auto symbol_1 = hn::Set(d, static_cast<std::uint8_t>(s + 1));
+    const auto symbol_2 = hn::Set(d, static_cast<std::uint8_t>(s + 2));
+    const auto symbol_3 = hn::Set(d, static_cast<std::uint8_t>(s + 3));
+    std::uint64_t sums[kTogether] = {};
+    for (std::size_t begin = 0; begin < vectors; begin += kMostVectors) {
+      auto sum_0 = hn::Zero(d);
+      auto sum_1 = hn::Zero(d);
+      auto sum_2 = hn::Zero(d);
+      auto sum_3 = hn::Zero(d);
+      const std::size_t end = std::min(begin + kMostVectors, vectors);
+      for (std::size_t v = begin; v < end; ++v) {
+        const auto symbol = hn::LoadU(d, symbols.data() + v * lanes);
+        sum_0 = hn::Sub(sum_0, hn::VecFromMask(d, hn::Eq(symbol, symbol_0)));
+        sum_1 = hn::Sub(sum_1, hn::VecFromMask(d, hn::Eq(symbol, symbol_1)));
+        sum_2 = hn::Sub(sum_2, hn::VecFromMask(d, hn::Eq(symbol, symbol_2)));
+        sum_3 = hn::Sub(sum_3, hn::VecFromMask(d, hn::Eq(symbol, symbol_3)));
+      }
+      sums[0] += hn::GetLane(hn::SumOfLanes(d64, hn::SumsOf8(sum_0)));
+      sums[1] += hn::GetLane(hn::SumOfLanes(d64, hn::SumsOf8(sum_1)));
+      sums[2] += hn::GetLane(hn::SumOfLanes(d64, hn::SumsOf8(sum_2)));
+      sums[3] += hn::GetLane(hn::SumOfLanes(d64, hn::SumsOf8(sum_3)));
+    }
+    for (std::size_t j = 0; j < kTogether && s + j <= range.last; ++j) {
+      counts[s + j] += static_cast<std::uint32_t>(sums[j]);
+      found += static_cast<std::uint32_t>(sums[j]);
+    }
+  }
+  counts[0] += static_cast<std::uint32_t>(vectors * lanes) - found;
+  for (const std::uint8_t symbol : symbols.subspan(vectors * lanes)) ++counts[symbol];
+}
+#endif
+
+void count_values(std::span<const std::uint8_t> symbols, std::array<Counts, kStreams>& counts) {
+  const auto n = static_cast<std::int64_t>(symbols.size());
+  const auto stream = [&](std::size_t s) {
+    const auto begin = static_cast<std::size_t>(stream_begin(n, s));
+    return symbols.subspan(begin, static_cast<std::size_t>(stream_begin(n, s + 1)) - begin);
+  };
+  const SymbolRange range = range_of(symbols);
+  if (range.last < range.first + near_symbols()) {
+    for (std::size_t s = 0; s < kStreams; ++s) count_near(stream(s), range, counts[s]);
+    return;
+  }
+  // The last stream is the shortest. Four tables in turn: adding to one counter twice in a row
+  // would wait for the first sum.
+  const std::size_t common = stream(kStreams - 1).size();
+  const std::uint8_t* const in[] = {stream(0).data(), stream(1).data(), stream(2).data(),
+                                    stream(3).data()};
+  for (std::size_t i = 0; i < common; ++i) {
+    ++counts[0][in[0][i]];
+    ++counts[1][in[1][i]];
+    ++counts[2][in[2][i]];
+    ++counts[3][in[3][i]];
+  }
+  for (std::size_t s = 0; s < kStreams; ++s) {
+    for (const std::uint8_t symbol : stream(s).subspan(common)) ++counts[s][symbol];
+  }
+}
 
 HWY_INLINE std::uint64_t load64(const void* p) {
   std::uint64_t bits = 0;
   std::memcpy(&bits, p, sizeof(bits));
   return bits;
-}
-
-HWY_INLINE void count8(std::uint64_t eight, Counts& counts) {
-  for (int b = 0; b < 8; ++b) ++counts[eight >> (8 * b) & 0xFF];
-}
-
-void count_values(std::span<const std::uint8_t> symbols, std::array<Counts, kStreams>& counts) {
-  const auto n = static_cast<std::int64_t>(symbols.size());
-  const std::uint8_t* const in = symbols.data();
-  // The last stream is the shortest. Four tables in turn: adding to one counter twice in a row
-  // would wait for the first sum.
-  const std::int64_t common = (n - stream_begin(n, kStreams - 1)) / 8 * 8;
-  for (std::int64_t i = 0; i < common; i += 8) {
-    count8(load64(in + stream_begin(n, 0) + i), counts[0]);
-    count8(load64(in + stream_begin(n, 1) + i), counts[1]);
-    count8(load64(in + stream_begin(n, 2) + i), counts[2]);
-    count8(load64(in + stream_begin(n, 3) + i), counts[3]);
-  }
-  for (std::size_t s = 0; s < kStreams; ++s) {
-    for (std::int64_t i = stream_begin(n, s) + common; i < stream_begin(n, s + 1); ++i) {
-      ++counts[s][in[i]];
-    }
-  }
 }
 
 // Codes that fit behind the at most 7 bits that a writer or reader begins a word with.
