@@ -3,7 +3,8 @@
 // allocates, synchronises with a device, prints, or touches the network.
 //
 // PayloadCodec: one shot, any receiver can decode. LinearCodec: what it sends may be averaged by
-// the transport's own allreduce, in rounds.
+// the transport's own allreduce, in rounds. JointCodec: what a PayloadCodec is as well where
+// several tensors make one payload.
 //
 // Same input, key, step and sender give the same bytes on every thread count and SIMD target;
 // decode and accumulate give the same floats on every SIMD target.
@@ -37,6 +38,8 @@ struct EncodeResult {
   bool nonfinite = false;  // NaN or Inf in the gradient: the body says so, memory stays unwritten
   bool empty = false;      // every gradient element was zero: nothing sent, memory stays unwritten
 };
+
+class JointCodec;
 
 class PayloadCodec {
  public:
@@ -81,6 +84,34 @@ class PayloadCodec {
   // one after the other adds to zeros, and every element is written. Errors name the sender.
   virtual void sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
                    float weight, std::span<float> out) const;
+
+  // Not null: tensors of codecs of this name() that travel together are encoded as one.
+  virtual const JointCodec* joint() const { return nullptr; }
+};
+
+// Several tensors as one, part after part: its elements are theirs, counted through, n in all, and
+// its body is one of PayloadCodec's for n elements, of slot_bytes(n) at most.
+class JointCodec {
+ public:
+  virtual ~JointCodec() = default;
+
+  struct Part {
+    TensorView grad;
+    Memory* memory = nullptr;  // of this part alone
+  };
+
+  // Scratch that encode_joint or sum_joint of so many parts may need, in bytes.
+  virtual std::size_t joint_workspace_bytes(std::int64_t n, std::size_t parts) const = 0;
+
+  // encode of the whole; the parts may differ in dtype. NaN or Inf in any of them: no memory is
+  // written. A part whose gradient is all zero, with a memory: that is left unwritten, and nothing
+  // of the part is sent; result.empty where all are so.
+  virtual EncodeResult encode_joint(const Context& ctx, std::span<const Part> parts,
+                                    std::span<std::byte> out) const = 0;
+
+  // sum of the whole, written to its parts.
+  virtual void sum_joint(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
+                         float weight, std::span<const std::span<float>> outs) const = 0;
 };
 
 // First byte of every body, common to all families; family modes begin at kFamily.

@@ -176,7 +176,8 @@ EncodeResult FedzipCodec::encode(const Context& ctx, TensorView grad, Memory* me
   check_encode(ctx, grad, memory, out, slot);
   topk::check_dtype(ctx, "fedzip", grad.dtype);
   Workspace workspace(ctx.workspace);
-  topk::Selection selection = topk::select_largest(ctx, grad, memory, {.keep = keep(n)}, workspace);
+  const JointCodec::Part tensor{grad, memory};
+  topk::Selection selection = topk::select_largest(ctx, {&tensor, 1}, {.keep = keep(n)}, workspace);
   if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
   topk::Candidates& entries = selection.entries;
   const auto of_entries = workspace.take<std::uint8_t>(entries.keep);
@@ -199,7 +200,7 @@ EncodeResult FedzipCodec::encode(const Context& ctx, TensorView grad, Memory* me
     for (std::size_t i = 0; i < values.size(); ++i) {
       values[i] -= draft.clusters.centroid[draft.label_of_entry[i]];
     }
-    topk::scatter(indices, values, selection.scan.next);
+    topk::scatter(indices, values, 0, selection.whole().next);
   }
   return {.bytes = draft.bytes};
 }
@@ -313,7 +314,7 @@ void FedzipCodec::decode(const Context& ctx, std::span<const std::byte> body,
     const auto indices = entries.indices();
     const auto values = entries.values();
     if (out.dtype == DType::kF32) {
-      topk::scatter(indices, values, static_cast<float*>(out.data));
+      topk::scatter(indices, values, 0, static_cast<float*>(out.data));
       continue;
     }
     auto* to = static_cast<std::uint16_t*>(out.data);

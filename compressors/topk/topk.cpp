@@ -55,7 +55,7 @@ std::string momentum_text(const TopKMomentum& momentum) {
   return text;
 }
 
-class TopKCodec final : public PayloadCodec {
+class TopKCodec final : public PayloadCodec, public JointCodec {
  public:
   explicit TopKCodec(const TopKOptions& options) : options_(options) {}
 
@@ -71,6 +71,7 @@ class TopKCodec final : public PayloadCodec {
       text += kTopKSelectWords[static_cast<std::size_t>(options_.select)];
     }
     if (options_.chunk > 0) text += ",chunk=" + std::to_string(options_.chunk);
+    if (options_.scope == TopKScope::kBucket) text += ",scope=bucket";
     if (options_.momentum) text += momentum_text(*options_.momentum);
     return text;
   }
@@ -89,6 +90,15 @@ class TopKCodec final : public PayloadCodec {
                   std::span<float> out) const override;
   void sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies, float weight,
            std::span<float> out) const override;
+
+  const JointCodec* joint() const override {
+    return options_.scope == TopKScope::kBucket ? this : nullptr;
+  }
+  std::size_t joint_workspace_bytes(std::int64_t n, std::size_t parts) const override;
+  EncodeResult encode_joint(const Context& ctx, std::span<const Part> parts,
+                            std::span<std::byte> out) const override;
+  void sum_joint(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
+                 float weight, std::span<const std::span<float>> outs) const override;
 
  private:
   // k of n elements that are selected from together, in [1, n]; 0 for n = 0.
@@ -147,9 +157,11 @@ std::size_t TopKCodec::slot_bytes(std::int64_t n) const {
          plan_topk_indices(n, k);
 }
 
-std::size_t TopKCodec::workspace_bytes(std::int64_t n) const {
+std::size_t TopKCodec::workspace_bytes(std::int64_t n) const { return joint_workspace_bytes(n, 1); }
+
+std::size_t TopKCodec::joint_workspace_bytes(std::int64_t n, std::size_t parts) const {
   const std::int64_t k = keep(n);
-  return k == 0 ? 0 : topk::selection_bytes(n, k);
+  return k == 0 ? 0 : topk::selection_bytes(n, k, parts);
 }
 
 topk::Choice TopKCodec::choice(std::int64_t n) const {
@@ -179,10 +191,11 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   double squares = 0;
   topk::Momentum momentum;
   if (options_.momentum && n > 0) momentum = momentum_of(ctx, grad, *memory, before.norm);
+  const Part tensor{grad, memory};
   topk::Selection selection =
-      topk::prepare(grad, memory, options_.momentum ? &momentum : nullptr, keep(n), workspace);
+      topk::prepare({&tensor, 1}, options_.momentum ? &momentum : nullptr, keep(n), workspace);
   if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
-  if (clips_by_last()) selection.scan.squares = &squares;
+  if (clips_by_last()) selection.whole().squares = &squares;
 
   const double aim = topk::carried_aim(n, keep(n));
   const std::uint32_t least =
@@ -193,7 +206,7 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   } else {
     topk::select(ctx, choice(n), selection);
   }
-  topk::settle(memory, selection);
+  topk::settle({&tensor, 1}, selection);
   if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
   topk::Candidates& entries = selection.entries;
   if (memory != nullptr && memory->next_state().size() == kStateFloats) {
@@ -205,7 +218,22 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   return finish(n, slot, pass, selection, out);
 }
 
-// Writes the body, and what is not sent of the entries to the memory.
+EncodeResult TopKCodec::encode_joint(const Context& ctx, std::span<const Part> parts,
+                                     std::span<std::byte> out) const {
+  std::int64_t n = 0;
+  for (const Part& part : parts) n += part.grad.elements;
+  const std::size_t slot = slot_bytes(n);
+  for (const auto& [grad, memory] : parts) {
+    check_encode(ctx, grad, memory, out, slot);
+    topk::check_dtype(ctx, "topk", grad.dtype);
+  }
+  Workspace workspace(ctx.workspace);
+  topk::Selection selection = topk::select_largest(ctx, parts, choice(n), workspace);
+  if (selection.mode != BodyMode::kFamily) return write_mark(selection.mode, out);
+  return finish(n, slot, {}, selection, out);
+}
+
+// Writes the body, and what is not sent of the entries to the memories.
 EncodeResult TopKCodec::finish(std::int64_t n, std::size_t slot, topk::CarriedPass pass,
                                topk::Selection& selection, std::span<std::byte> out) const {
   topk::Candidates& entries = selection.entries;
@@ -225,14 +253,11 @@ EncodeResult TopKCodec::finish(std::int64_t n, std::size_t slot, topk::CarriedPa
   }
   EncodeResult result;
   result.bytes = write_body(n, coding, low, entries, out);
-  const std::span<const std::uint32_t> indices(entries.index, entries.count);
   const std::span<float> missing(entries.value, entries.count);
-  if (selection.scan.next != nullptr && pass.rounded == 0) {
-    topk::scatter(indices, missing, selection.scan.next);
-  }
+  if (pass.rounded == 0) topk::scatter_to_memories(selection, missing);
   if (options_.momentum) {
     std::fill(missing.begin(), missing.end(), 0.0F);
-    topk::scatter(indices, missing, selection.scan.momentum.next);
+    topk::scatter({entries.index, entries.count}, missing, 0, selection.whole().momentum.next);
   }
   return result;
 }
@@ -406,7 +431,7 @@ void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, Tens
     const auto indices = entries.indices();
     const auto values = entries.values();
     if (out.dtype == DType::kF32) {
-      topk::scatter(indices, values, static_cast<float*>(out.data));
+      topk::scatter(indices, values, 0, static_cast<float*>(out.data));
       continue;
     }
     auto* to = static_cast<std::uint16_t*>(out.data);
@@ -426,45 +451,55 @@ void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, 
   }
 }
 
-// Range by range in the L1 cache, where all bodies add their entries, and from there to `out`,
-// which is written once for kTogether bodies, whole cache lines at a time.
 void TopKCodec::sum(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
                     float weight, std::span<float> out) const {
-  const auto own = static_cast<std::byte>(mode());
-  const bool plain =
-      std::all_of(bodies.begin(), bodies.end(), [own](std::span<const std::byte> body) {
-        return !body.empty() &&
-               (body[0] == own || body[0] == static_cast<std::byte>(BodyMode::kEmpty));
-      });
-  if (!plain) return PayloadCodec::sum(ctx, bodies, weight, out);
+  sum_joint(ctx, bodies, weight, {&out, 1});
+}
+
+// Range by range in the L1 cache, where all bodies add their entries, and from there to the outs,
+// which are written once for kTogether bodies, whole cache lines at a time.
+void TopKCodec::sum_joint(const Context& ctx, std::span<const std::span<const std::byte>> bodies,
+                          float weight, std::span<const std::span<float>> outs) const {
   check_device(ctx);
-  const bool streaming = out.size_bytes() >= kStreamBytes;
-  const std::size_t past_line = reinterpret_cast<std::uintptr_t>(out.data()) % kLineBytes;
+  std::size_t n = 0;
+  for (const std::span<float> out : outs) n += out.size();
+  const bool streaming = n * sizeof(float) >= kStreamBytes;
   alignas(kLineBytes) std::array<float, kSumElements> storage = {};
+  bool nonfinite = false;
   Context of_sender = ctx;
   for (std::size_t first = 0; first == 0 || first < bodies.size(); first += kTogether) {
     std::array<std::optional<Entries>, kTogether> entries;
     const std::size_t last = std::min(first + kTogether, bodies.size());
     for (std::size_t i = first; i < last; ++i) {
-      if (bodies[i][0] == static_cast<std::byte>(BodyMode::kEmpty)) continue;
       of_sender.sender = static_cast<std::int32_t>(i);
-      entries[i - first].emplace(*this, of_sender, bodies[i],
-                                 static_cast<std::int64_t>(out.size()));
-    }
-    // All ranges but the first begin a cache line.
-    std::size_t size = kSumElements - past_line / sizeof(float);
-    for (std::size_t begin = 0; begin < out.size(); begin += size, size = kSumElements) {
-      size = std::min(size, out.size() - begin);
-      const std::span<float> range = std::span(storage).first(size);
-      const std::span<float> place = out.subspan(begin, size);
-      if (first > 0) std::copy(place.begin(), place.end(), range.begin());
-      for (std::optional<Entries>& sender : entries) {
-        if (sender) sender->add_to(range, begin, weight);
+      if (accumulate_mark(of_sender, bodies[i], mode(), {})) {
+        nonfinite |= bodies[i][0] == static_cast<std::byte>(BodyMode::kNonFinite);
+      } else {
+        entries[i - first].emplace(*this, of_sender, bodies[i], static_cast<std::int64_t>(n));
       }
-      topk::move_out(range, place.data(), streaming);
+    }
+    std::size_t done = 0;
+    for (const std::span<float> out : outs) {
+      const std::size_t past_line = reinterpret_cast<std::uintptr_t>(out.data()) % kLineBytes;
+      // All ranges of an out but the first begin a cache line.
+      std::size_t size = kSumElements - past_line / sizeof(float);
+      for (std::size_t begin = 0; begin < out.size(); begin += size, size = kSumElements) {
+        size = std::min(size, out.size() - begin);
+        const std::span<float> range = std::span(storage).first(size);
+        const std::span<float> place = out.subspan(begin, size);
+        if (first > 0) std::copy(place.begin(), place.end(), range.begin());
+        for (std::optional<Entries>& sender : entries) {
+          if (sender) sender->add_to(range, done + begin, weight);
+        }
+        topk::move_out(range, place.data(), streaming);
+      }
+      done += out.size();
     }
   }
   if (streaming) hwy::FlushStream();
+  for (const std::span<float> out : outs) {
+    if (nonfinite) fill_nan(out);
+  }
 }
 
 void check_momentum(const TopKMomentum& momentum) {
@@ -502,6 +537,11 @@ std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options) 
   }
   if (options.k < 0) {
     throw InvalidArgument("topk: k = " + std::to_string(options.k) + ", expected 1 or more");
+  }
+  if (options.scope == TopKScope::kBucket &&
+      (options.select != TopKSelect::kExact || options.chunk != 0 || options.momentum)) {
+    throw InvalidArgument(
+        "topk: a bucket's selection is exact, expected no other select, no chunk, no momentum");
   }
   if (options.momentum) check_momentum(*options.momentum);
   return std::make_shared<TopKCodec>(options);

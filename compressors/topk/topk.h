@@ -40,6 +40,15 @@ enum class TopKSelect : std::uint8_t {
 // As specs spell them, in the order of TopKSelect.
 inline constexpr std::array<std::string_view, 3> kTopKSelectWords = {"exact", "sampled", "carried"};
 
+// What the entries are selected from.
+enum class TopKScope : std::uint8_t {
+  kLayer,   // one tensor
+  kBucket,  // all of the same codec that travel together, as one (JointCodec)
+};
+
+// As specs spell them, in the order of TopKScope.
+inline constexpr std::array<std::string_view, 2> kTopKScopeWords = {"layer", "bucket"};
+
 // Whose L2 norm local clipping goes by.
 enum class TopKClipNorm : std::uint8_t {
   kTensor,  // the gradient's own: one more pass over it
@@ -65,7 +74,8 @@ inline constexpr std::int64_t kMinTopKChunk = 64;
 inline constexpr std::int64_t kMaxTopKChunk = 65536;
 
 struct TopKOptions {
-  // Exactly one of the two is set. density in (0, 1]: k = max(1, round(density * n)).
+  // Exactly one of the two is set. density in (0, 1]: k = max(1, round(density * n)), n the
+  // elements that are selected from together.
   double density = 0;
   std::int64_t k = 0;
   // The k largest of every `chunk` elements, the last ones perhaps fewer (SparseLoCo, arXiv
@@ -73,10 +83,13 @@ struct TopKOptions {
   std::int64_t chunk = 0;
   TopKValues values = TopKValues::kF32;
   TopKSelect select = TopKSelect::kExact;
+  // kBucket: neither chunks nor momentum, and select is exact.
+  TopKScope scope = TopKScope::kLayer;
   std::optional<TopKMomentum> momentum = {};
 };
 
-// InvalidArgument for options out of range. A tensor of the codec has less than 2^32 elements.
+// InvalidArgument for options out of range. A tensor of the codec, and what is selected from
+// together, has less than 2^32 elements.
 std::shared_ptr<const PayloadCodec> make_topk_codec(const TopKOptions& options);
 
 extern const Family kTopKFamily;

@@ -35,7 +35,7 @@ void round_entries(const Selection& selection, TopKValues kind, std::size_t end,
     const auto block = std::span(missing).first(count);
     std::copy_n(c.value + pass.rounded, count, block.begin());
     round_topk_block(kind, pass.least, block);
-    patch(selection.scan, {c.index, pass.rounded + count}, pass.rounded, block.data());
+    patch(selection.whole(), {c.index, pass.rounded + count}, pass.rounded, block.data());
     pass.rounded += count;
   }
 }
@@ -72,21 +72,21 @@ std::uint32_t carried_threshold(const Context& ctx, const Carried& carried, doub
                                 const Selection& selection) {
   // Not so for NaN, either.
   if (!(carried.threshold > 0 && std::isfinite(carried.threshold))) return 1;
-  return check_threshold(selection.scan, selection.entries,
+  return check_threshold(selection.whole(), selection.entries,
                          std::bit_cast<std::uint32_t>(carried.threshold), aim,
                          random_stream(ctx.key_hash, ctx.step, ctx.sender));
 }
 
 void restore_rounded(CarriedPass& pass, const Selection& selection) {
   const Candidates& c = selection.entries;
-  scatter({c.index, pass.rounded}, {c.value, pass.rounded}, selection.scan.next);
+  scatter({c.index, pass.rounded}, {c.value, pass.rounded}, 0, selection.whole().next);
   pass.rounded = 0;
   pass.settled = false;
 }
 
 CarriedPass select_carried(const Context& ctx, std::uint32_t least, TopKValues kind,
                            Selection& selection) {
-  const Scan& whole = selection.scan;
+  const Scan& whole = selection.whole();
   Candidates& c = selection.entries;
   CarriedPass pass{.least = least};
   c.threshold = least;

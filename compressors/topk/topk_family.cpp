@@ -21,6 +21,9 @@ constexpr std::array kOptions = {
                  "the last step's, corrected, in one pass"},
     FamilyOption{"chunk", "64 to 65536", "the whole tensor",
                  "elements that are selected from together; k=COUNT counts in each chunk"},
+    FamilyOption{"scope", "layer | bucket", "layer",
+                 "bucket: the largest of all layers with this same policy that travel together; "
+                 "k=COUNT counts in all of them"},
     FamilyOption{"momentum", "0 to 1, below 1", "none",
                  "momentum correction: a local velocity, cleared where an entry is sent; for "
                  "optimizers without momentum of their own"},
@@ -74,6 +77,21 @@ std::optional<TopKMomentum> read_momentum(const SpecReader& reader) {
   return momentum;
 }
 
+TopKScope read_scope(const SpecReader& reader, const TopKOptions& options) {
+  const auto scope = static_cast<TopKScope>(reader.choice("scope", kTopKScopeWords, 0));
+  if (scope == TopKScope::kLayer) return scope;
+  if (options.select != TopKSelect::kExact) {
+    reader.refuse_value("select", "a bucket's selection is exact", "exact");
+  }
+  for (const std::string_view name : {"chunk", "momentum"}) {
+    if (reader.has(name)) {
+      reader.refuse_option(name, std::string(name) + " with scope=bucket",
+                           "it belongs to a layer's own selection: leave it or scope=bucket out");
+    }
+  }
+  return scope;
+}
+
 void make(const SpecReader& reader, Codec& codec) {
   const SpecToken& main =
       reader.needed_main("a density or a count: topk:0.01 or topk:k=1000", "topk:0.01");
@@ -89,6 +107,7 @@ void make(const SpecReader& reader, Codec& codec) {
   if (options.chunk > 0 && options.select != TopKSelect::kExact) {
     reader.refuse_value("select", "a chunk's selection is exact", "exact");
   }
+  options.scope = read_scope(reader, options);
   options.momentum = read_momentum(reader);
   if (options.momentum && !codec.options.error_feedback) {
     reader.refuse_value("ef", "momentum correction keeps what is not sent", "on");

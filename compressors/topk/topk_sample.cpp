@@ -55,34 +55,38 @@ struct ChunkLines {
   std::int64_t count = 0;
 };
 
-ChunkLines draw_lines(const SamplePlan& plan, std::int64_t first, const RandomStream& stream) {
+// From stratum `first` on; lines before `end`.
+ChunkLines draw_lines(const SamplePlan& plan, std::int64_t first, std::int64_t end,
+                      const RandomStream& stream) {
   ChunkLines lines;
-  lines.count = std::min(kLinesOfChunk, plan.lines - first);
+  const std::int64_t most = std::min(kLinesOfChunk, plan.lines - first);
   std::array<std::uint32_t, 4> words{};
-  for (std::int64_t i = 0; i < lines.count; ++i) {
-    if (i % 4 == 0) words = random_block(stream, static_cast<std::uint64_t>(first + i) / 4);
-    const std::uint64_t place = (std::uint64_t{words[static_cast<std::size_t>(i % 4)]} *
+  for (; lines.count < most; ++lines.count) {
+    const std::int64_t stratum = first + lines.count;
+    if (lines.count == 0 || stratum % 4 == 0) {
+      words = random_block(stream, static_cast<std::uint64_t>(stratum) / 4);
+    }
+    const std::uint64_t place = (std::uint64_t{words[static_cast<std::size_t>(stratum % 4)]} *
                                  static_cast<std::uint64_t>(plan.stride)) >>
                                 32;
-    lines.line[static_cast<std::size_t>(i)] =
-        (first + i) * plan.stride + static_cast<std::int64_t>(place);
+    const std::int64_t line = stratum * plan.stride + static_cast<std::int64_t>(place);
+    if (line >= end) break;
+    lines.line[static_cast<std::size_t>(lines.count)] = line;
   }
   return lines;
 }
 
-// The sample.keep largest of the sample, fewer where fewer are not zero.
-void take_sample(const Scan& scan, const SamplePlan& plan, const RandomStream& stream,
-                 Candidates& sample) {
-  sample.count = 0;
-  sample.threshold = 1;
-  sample.capacity = sample.keep + 2 * kChunkElements;
+// The lines drawn of a part whose first is number `begin` of all; moves `stratum` on.
+void sample_part(const Scan& scan, std::int64_t begin, const SamplePlan& plan,
+                 const RandomStream& stream, std::int64_t& stratum, Candidates& sample) {
+  const std::int64_t end = begin + scan.count / kLineElements;
   alignas(64) std::array<float, kGatherElements> grad;
   alignas(64) std::array<float, kGatherElements> residual;
   alignas(64) std::array<float, kGatherElements> velocity;
   const auto element_bytes = static_cast<std::int64_t>(size_bytes(scan.dtype));
   const std::int64_t line_bytes = kLineElements * element_bytes;
   const auto line_of = [&](std::int64_t line) {
-    return static_cast<const char*>(scan.grad) + line * line_bytes;
+    return static_cast<const char*>(scan.grad) + (line - begin) * line_bytes;
   };
   const std::array<std::pair<const float*, float*>, 2> parts = {
       {{scan.residual, residual.data()}, {scan.momentum.velocity, velocity.data()}}};
@@ -91,7 +95,7 @@ void take_sample(const Scan& scan, const SamplePlan& plan, const RandomStream& s
       const std::int64_t line = lines.line[static_cast<std::size_t>(i)];
       __builtin_prefetch(line_of(line));
       for (const auto& [from, to] : parts) {
-        if (from != nullptr) __builtin_prefetch(from + line * kLineElements);
+        if (from != nullptr) __builtin_prefetch(from + (line - begin) * kLineElements);
       }
     }
   };
@@ -104,37 +108,52 @@ void take_sample(const Scan& scan, const SamplePlan& plan, const RandomStream& s
   gathered.momentum.next = nullptr;
   gathered.momentum.streaming = false;
   gathered.squares = nullptr;
-  ChunkLines lines = draw_lines(plan, 0, stream);
+  ChunkLines lines = draw_lines(plan, stratum, end, stream);
   fetch(lines);
-  for (std::int64_t first = 0; first < plan.lines; first += kLinesOfChunk) {
+  while (lines.count > 0) {
     const ChunkLines now = lines;
-    if (first + kLinesOfChunk < plan.lines) {
-      lines = draw_lines(plan, first + kLinesOfChunk, stream);
-      fetch(lines);
-    }
+    stratum += now.count;
+    lines = draw_lines(plan, stratum, end, stream);
+    fetch(lines);
     for (std::int64_t i = 0; i < now.count; ++i) {
       const std::int64_t line = now.line[static_cast<std::size_t>(i)];
       std::memcpy(reinterpret_cast<char*>(grad.data()) + i * line_bytes, line_of(line),
                   static_cast<std::size_t>(line_bytes));
       for (const auto& [from, to] : parts) {
         if (from == nullptr) continue;
-        std::memcpy(to + i * kLineElements, from + line * kLineElements,
+        std::memcpy(to + i * kLineElements, from + (line - begin) * kLineElements,
                     kLineElements * sizeof(float));
       }
     }
     gathered.count = now.count * kLineElements;
     topk::scan(gathered, sample);
   }
+}
+
+// The sample.keep largest of the sample, fewer where fewer are not zero. Strata go on from part to
+// part.
+void take_sample(std::span<const Scan> parts, const SamplePlan& plan, const RandomStream& stream,
+                 Candidates& sample) {
+  sample.count = 0;
+  sample.threshold = 1;
+  sample.capacity = sample.keep + 2 * kChunkElements;
+  std::int64_t begin = 0;
+  std::int64_t stratum = 0;
+  for (const Scan& part : parts) {
+    sample_part(part, begin, plan, stream, stratum, sample);
+    begin += part.count / kLineElements;
+  }
   if (sample.count > sample.keep) keep_largest(sample);
 }
 
 // Calls visit(i) for every entry, the lines of `out` it will touch fetched before.
 template <typename Visit>
-void visit_scattered(std::span<const std::uint32_t> indices, const float* out, Visit visit) {
+void visit_scattered(std::span<const std::uint32_t> indices, std::uint32_t first, const float* out,
+                     Visit visit) {
   const std::size_t count = indices.size();
   const auto fetch = [&](std::size_t begin) {
     const std::size_t end = std::min(begin + kPrefetchEntries, count);
-    for (std::size_t i = begin; i < end; ++i) __builtin_prefetch(out + indices[i], 1);
+    for (std::size_t i = begin; i < end; ++i) __builtin_prefetch(out + (indices[i] - first), 1);
   };
   fetch(0);
   for (std::size_t begin = 0; begin < count; begin += kPrefetchEntries) {
@@ -158,14 +177,15 @@ double expected_hits(std::int64_t n, std::int64_t k) {
          static_cast<double>(n);
 }
 
-std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates, double deviations,
+std::uint32_t estimate_threshold(std::span<const Scan> parts, std::int64_t n,
+                                 const Candidates& candidates, double deviations,
                                  const RandomStream& stream) {
   const auto k = static_cast<std::int64_t>(candidates.keep);
-  const SamplePlan plan = plan_sample(scan.count, k);
+  const SamplePlan plan = plan_sample(n, k);
   if (plan.lines == 0) return 1;
   Candidates sample = candidates;
-  sample.keep = sample_keep(scan.count, k, plan, deviations);
-  take_sample(scan, plan, stream, sample);
+  sample.keep = sample_keep(n, k, plan, deviations);
+  take_sample(parts, plan, stream, sample);
   if (sample.count < sample.keep) return 1;
   return std::min(part_of_least(sample, 1.0F), kInfinityBits - 1);
 }
@@ -178,7 +198,7 @@ std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
   const double hits = expected_hits(scan.count, k) * wanted / static_cast<double>(k);
   Candidates sample = candidates;
   sample.keep = static_cast<std::size_t>(std::ceil(hits + std::sqrt(hits)));
-  take_sample(scan, plan, stream, sample);
+  take_sample({&scan, 1}, plan, stream, sample);
   if (sample.count < sample.keep) return 1;
   const std::uint32_t least = part_of_least(sample, 1.0F);
   if (threshold <= least) return least;
@@ -187,13 +207,14 @@ std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
   return std::min({threshold, part_of_least(sample, 1.0F), kInfinityBits - 1});
 }
 
-void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, float* out) {
-  visit_scattered(indices, out, [&](std::size_t i) { out[indices[i]] = values[i]; });
+void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
+             std::uint32_t first, float* out) {
+  visit_scattered(indices, first, out, [&](std::size_t i) { out[indices[i] - first] = values[i]; });
 }
 
 void scatter_add(std::span<const std::uint32_t> indices, std::span<const float> values,
                  float weight, float* out) {
-  visit_scattered(indices, out, [&](std::size_t i) {
+  visit_scattered(indices, 0, out, [&](std::size_t i) {
     const float scaled = weight * values[i];
     out[indices[i]] += scaled;
   });

@@ -15,11 +15,12 @@ namespace thinwire::topk {
 std::size_t sample_capacity(std::int64_t n, std::int64_t k);
 
 // Bits of a magnitude that about candidates.keep + deviations * (the estimate's standard deviation)
-// of the scanned entries reach, from a stratified sample of whole cache lines (Lin et al. 2018
-// sample 0.1 to 1 %; here as many as give an expected 32 in the sample). 1, that is everything but
-// zeros, for small tensors. `candidates` lends its arrays and is unchanged. The same on every
-// target.
-std::uint32_t estimate_threshold(const Scan& scan, const Candidates& candidates, double deviations,
+// of the scanned entries, n in all, reach, from a stratified sample of whole cache lines (Lin et
+// al. 2018 sample 0.1 to 1 %; here as many as give an expected 32 in the sample). 1, that is
+// everything but zeros, for small tensors. `candidates` lends its arrays and is unchanged. The same
+// on every target.
+std::uint32_t estimate_threshold(std::span<const Scan> parts, std::int64_t n,
+                                 const Candidates& candidates, double deviations,
                                  const RandomStream& stream);
 
 // `threshold`, bits of a magnitude, or what a sample says about it: no lower than what one standard
@@ -31,8 +32,9 @@ std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
 // How many of the k largest are expected in the sample; 0 for small tensors.
 double expected_hits(std::int64_t n, std::int64_t k);
 
-// out[indices[i]] = values[i].
-void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, float* out);
+// out[indices[i] - first] = values[i].
+void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
+             std::uint32_t first, float* out);
 // out[indices[i]] += weight * values[i], the product rounded, then the sum.
 void scatter_add(std::span<const std::uint32_t> indices, std::span<const float> values,
                  float weight, float* out);

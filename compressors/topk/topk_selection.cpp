@@ -32,21 +32,23 @@ Scan stored(const Scan& first) {
   return {.grad = first.next, .count = first.count, .first = first.first};
 }
 
-// For all but zeros, of what an earlier scan has stored or would have.
-void scan_again(const Scan& first, Candidates& c) {
+// For all but zeros, of what earlier scans have stored or would have.
+void scan_again(std::span<const Scan> parts, Candidates& c) {
   c.count = 0;
   c.threshold = 1;
-  scan(stored(first), c);
+  for (const Scan& part : parts) scan(stored(part), c);
 }
 
-// One pass, and a second over what is stored by now if the sample misled.
-ScanSummary select_together(const Context& ctx, const Scan& first, bool sampled, Candidates& c) {
+// One pass over n elements, and a second over what is stored by now if the sample misled.
+ScanSummary select_together(const Context& ctx, std::span<const Scan> parts, std::int64_t n,
+                            bool sampled, Candidates& c) {
   const auto enough = sampled ? enough_entries(c.keep) : c.keep;
-  c.threshold = estimate_threshold(first, c, sampled ? 1.0 : 3.0,
+  c.threshold = estimate_threshold(parts, n, c, sampled ? 1.0 : 3.0,
                                    random_stream(ctx.key_hash, ctx.step, ctx.sender));
-  const ScanSummary summary = scan(first, c);
+  ScanSummary summary;
+  for (const Scan& part : parts) summary.add(scan(part, c));
   const bool finite = summary.magnitude < kInfinityBits;
-  if (finite && c.count < enough && !c.was_cut && c.threshold > 1) scan_again(first, c);
+  if (finite && c.count < enough && !c.was_cut && c.threshold > 1) scan_again(parts, c);
   if (finite && c.count > c.keep) keep_largest(c);
   return summary;
 }
@@ -80,12 +82,25 @@ ScanSummary select_by_chunk(const Scan& whole, const Choice& choice, Candidates&
     const ScanSummary found = scan(part, of_chunk);
     summary.add(found);
     if (found.magnitude >= kInfinityBits) return summary;
-    if (of_chunk.count < of_chunk.keep && guess > 1) scan_again(part, of_chunk);
+    if (of_chunk.count < of_chunk.keep && guess > 1) scan_again({&part, 1}, of_chunk);
     if (of_chunk.count > of_chunk.keep) keep_largest(of_chunk);
     guess = part_of_least(of_chunk, kNextGuess);
     c.count += of_chunk.count;
   }
   return summary;
+}
+
+// What can be told of a tensor before the pass, or kFamily. With `look_ahead` the pass must not
+// find NaN or Inf.
+BodyMode mark_of(const JointCodec::Part& tensor, const Scan& part, bool only, bool look_ahead) {
+  if (part.count == 0) return BodyMode::kEmpty;
+  if (part.momentum.velocity != nullptr) {
+    return look_ahead ? look_ahead_of(part) : BodyMode::kFamily;
+  }
+  const bool zeros_count = tensor.memory == nullptr || (only && !look_ahead);
+  if (!zeros_count && all_zero(tensor.grad)) return BodyMode::kEmpty;
+  const bool finite = !look_ahead || all_finite(tensor.grad, tensor.memory);
+  return finite ? BodyMode::kFamily : BodyMode::kNonFinite;
 }
 
 }  // namespace
@@ -110,71 +125,109 @@ void check_dtype(const Context& ctx, std::string_view family, DType dtype) {
                          ", expected fp32, bf16 or fp16\nhint: send this tensor with codec none");
 }
 
-std::size_t selection_bytes(std::int64_t n, std::int64_t keep) {
+std::size_t selection_bytes(std::int64_t n, std::int64_t keep, std::size_t tensors) {
   const std::size_t size = array_size(n, keep);
-  return Workspace::bytes_for<std::uint32_t>(size) + Workspace::bytes_for<float>(size);
+  return Workspace::bytes_for<Scan>(tensors) + Workspace::bytes_for<std::uint32_t>(size) +
+         Workspace::bytes_for<float>(size);
 }
 
 std::size_t enough_entries(std::size_t keep) {
   return static_cast<std::size_t>(std::ceil(kLeastShare * static_cast<double>(keep)));
 }
 
-Selection prepare(TensorView grad, Memory* memory, const Momentum* momentum, std::int64_t keep,
-                  Workspace& workspace) {
-  const std::int64_t n = grad.elements;
-  if (n == 0) return {.mode = BodyMode::kEmpty};
-  Selection selection{.scan = {.grad = grad.data, .dtype = grad.dtype, .count = n}};
-  Scan& scan = selection.scan;
-  if (memory != nullptr) {
-    scan.residual = memory->current().data();
-    scan.decay = memory->decay();
+Selection prepare(std::span<const JointCodec::Part> tensors, const Momentum* momentum,
+                  std::int64_t keep, Workspace& workspace) {
+  Selection selection{.mode = BodyMode::kEmpty};
+  for (const JointCodec::Part& tensor : tensors) selection.elements += tensor.grad.elements;
+  if (selection.elements == 0) return selection;
+  // In place: what must leave memories unwritten has to be found before any is written.
+  const bool in_place = std::any_of(tensors.begin(), tensors.end(), [](const auto& tensor) {
+    return tensor.memory != nullptr && !tensor.memory->transactional();
+  });
+  selection.parts = workspace.take<Scan>(tensors.size());
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [grad, memory] = tensors[i];
+    Scan& part = selection.parts[i];
+    part = {.grad = grad.data,
+            .dtype = grad.dtype,
+            .count = grad.elements,
+            .first = static_cast<std::uint32_t>(first)};
+    first += grad.elements;
+    if (memory != nullptr) {
+      part.residual = memory->current().data();
+      part.decay = memory->decay();
+    }
+    if (momentum != nullptr) part.momentum = *momentum;
+    const BodyMode mark = mark_of(tensors[i], part, tensors.size() == 1, in_place);
+    if (mark == BodyMode::kEmpty) part.count = 0;
+    if (mark != BodyMode::kEmpty) selection.mode = mark;
+    if (mark == BodyMode::kNonFinite) return selection;
   }
-  if (momentum != nullptr) scan.momentum = *momentum;
-  if (memory != nullptr && !memory->transactional()) {
-    // In place: what must leave the memory unwritten has to be found before it is written.
-    selection.mode = momentum == nullptr ? look_ahead(grad, memory) : look_ahead_of(scan);
-    if (selection.mode != BodyMode::kFamily) return selection;
-  }
-  const std::size_t size = array_size(n, keep);
+  if (selection.mode != BodyMode::kFamily) return selection;
+  const std::size_t size = array_size(selection.elements, keep);
   selection.entries = {.index = workspace.take<std::uint32_t>(size).data(),
                        .value = workspace.take<float>(size).data(),
-                       .capacity = candidate_capacity(n, keep),
+                       .capacity = candidate_capacity(selection.elements, keep),
                        .keep = static_cast<std::size_t>(keep)};
-  if (memory == nullptr) return selection;
-  scan.next = memory->next().data();
-  scan.streaming = writes_past_caches(grad, scan.residual, scan.next);
-  if (momentum != nullptr) {
-    scan.momentum.next = memory->next_velocity().data();
-    scan.momentum.streaming = writes_past_caches(grad, scan.momentum.velocity, scan.momentum.next);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [grad, memory] = tensors[i];
+    Scan& part = selection.parts[i];
+    if (memory == nullptr || part.count == 0) continue;
+    part.next = memory->next().data();
+    part.streaming = writes_past_caches(grad, part.residual, part.next);
+    if (momentum == nullptr) continue;
+    Momentum& own = part.momentum;
+    own.next = memory->next_velocity().data();
+    own.streaming = writes_past_caches(grad, own.velocity, own.next);
   }
   return selection;
 }
 
 void select(const Context& ctx, const Choice& choice, Selection& selection) {
-  selection.summary = choice.chunk > 0
-                          ? select_by_chunk(selection.scan, choice, selection.entries)
-                          : select_together(ctx, selection.scan, choice.sampled, selection.entries);
+  Candidates& entries = selection.entries;
+  selection.summary = choice.chunk > 0 ? select_by_chunk(selection.whole(), choice, entries)
+                                       : select_together(ctx, selection.parts, selection.elements,
+                                                         choice.sampled, entries);
 }
 
 void select_again(const Context& ctx, Selection& selection) {
   selection.entries.count = 0;
   selection.entries.was_cut = false;
-  select_together(ctx, stored(selection.scan), true, selection.entries);
+  const Scan again = stored(selection.whole());
+  select_together(ctx, {&again, 1}, selection.elements, true, selection.entries);
 }
 
-void settle(Memory* memory, Selection& selection) {
+void settle(std::span<const JointCodec::Part> tensors, Selection& selection) {
   const bool nonfinite = selection.summary.magnitude >= kInfinityBits;
   if (!nonfinite && selection.summary.gradient_nonzero) return;
-  if (memory != nullptr) memory->rollback();
+  for (const auto& [grad, memory] : tensors) {
+    if (memory != nullptr) memory->rollback();
+  }
   selection.mode = nonfinite ? BodyMode::kNonFinite : BodyMode::kEmpty;
 }
 
-Selection select_largest(const Context& ctx, TensorView grad, Memory* memory, const Choice& choice,
-                         Workspace& workspace) {
-  Selection selection = prepare(grad, memory, nullptr, choice.keep, workspace);
+void scatter_to_memories(const Selection& selection, std::span<const float> values) {
+  const std::span<const std::uint32_t> indices(selection.entries.index, values.size());
+  std::size_t begin = 0;
+  for (const Scan& part : selection.parts) {
+    const std::uint64_t last = std::uint64_t{part.first} + static_cast<std::uint64_t>(part.count);
+    const auto after =
+        std::lower_bound(indices.begin() + static_cast<std::ptrdiff_t>(begin), indices.end(), last);
+    const auto size = static_cast<std::size_t>(after - indices.begin()) - begin;
+    if (part.next != nullptr) {
+      scatter(indices.subspan(begin, size), values.subspan(begin, size), part.first, part.next);
+    }
+    begin += size;
+  }
+}
+
+Selection select_largest(const Context& ctx, std::span<const JointCodec::Part> tensors,
+                         const Choice& choice, Workspace& workspace) {
+  Selection selection = prepare(tensors, nullptr, choice.keep, workspace);
   if (selection.mode != BodyMode::kFamily) return selection;
   select(ctx, choice, selection);
-  settle(memory, selection);
+  settle(tensors, selection);
   return selection;
 }
 

@@ -444,8 +444,9 @@ std::array<Row, 2> measure_kth(double density, std::int64_t n, int rounds) {
     const double ours_s = seconds([&] {
       Workspace scratch(workspace.bytes());
       const Context ctx{.step = static_cast<std::uint64_t>(round)};
+      const JointCodec::Part tensor{view(grad.floats())};
       const topk::Selection selection =
-          topk::select_largest(ctx, view(grad.floats()), nullptr, {.keep = keep}, scratch);
+          topk::select_largest(ctx, {&tensor, 1}, {.keep = keep}, scratch);
       found = std::bit_cast<float>(topk::part_of_least(selection.entries, 1.0F));
     });
     std::transform(grad.floats().begin(), grad.floats().end(), other.floats().begin(),

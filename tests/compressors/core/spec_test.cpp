@@ -100,6 +100,10 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"topk:k=x", 7, 1, "topk:k=1"}, Bad{"topk:0.1,chunk=1", 15, 1, "topk:0.1,chunk=64"},
         Bad{"topk:0.1,select=sampled,chunk=64", 16, 7, "topk:0.1,select=exact,chunk=64"},
         Bad{"topk:0.1,select=carried,chunk=64", 16, 7, "topk:0.1,select=exact,chunk=64"},
+        Bad{"topk:0.1,scope=buckets", 15, 7, "topk:0.1,scope=bucket"},
+        Bad{"topk:0.1,scop=bucket", 9, 4, "topk:0.1,scope=bucket"},
+        Bad{"topk:0.1,select=sampled,scope=bucket", 16, 7, "topk:0.1,select=exact,scope=bucket"},
+        Bad{"topk:0.1,scope=bucket,select=carried", 29, 7, "topk:0.1,scope=bucket,select=exact"},
         Bad{"topk:0.1,momentum=1", 18, 1, "topk:0.1,momentum=0.9"},
         Bad{"topk:0.1,momentum=-1", 18, 2, "topk:0.1,momentum=0"},
         Bad{"topk:0.1,momentum=x", 18, 1, "topk:0.1,momentum=0.9"},
@@ -212,6 +216,25 @@ TEST(Spec, MomentumCorrectionIsTopksAloneAndAWhole) {
   }
   EXPECT_EQ(make_codec("topk:0.1,clip_norm=tensor,clip=2,nesterov=on,momentum=0.90").spec,
             "topk:0.1,momentum=0.9,nesterov,clip=2");
+}
+
+TEST(Spec, ScopeBucketIsTopksAloneAndSelectsFromWholeLayers) {
+  for (const char* text :
+       {"topk:0.1,chunk=64,scope=bucket", "topk:0.1,scope=bucket,momentum=0.9"}) {
+    const std::string message = message_of<PolicyError>(text);
+    EXPECT_THAT(message, HasSubstr("with scope=bucket")) << text;
+    EXPECT_THAT(message, HasSubstr("^")) << text;
+    EXPECT_THAT(message, HasSubstr("hint: ")) << text;
+  }
+  for (const char* text : {"q4,scope=bucket", "fedzip:0.1,scope=bucket", "dct:4,scope=bucket"}) {
+    EXPECT_THAT(message_of<PolicyError>(text), HasSubstr("^")) << text;
+  }
+  EXPECT_EQ(make_codec("topk:0.1,scope=layer").spec, "topk:0.1");
+  const Codec codec = make_codec("topk:k=100,scope=bucket,values=q8,memory=bf16");
+  EXPECT_EQ(codec.spec, "topk:k=100,values=q8,scope=bucket,memory=bf16");
+  EXPECT_NE(codec.payload->joint(), nullptr);
+  const Codec warming = make_codec("topk:0.001,scope=bucket,warmup=8");
+  EXPECT_EQ(warming.payload_at(0)->name(), "topk:0.25,scope=bucket");
 }
 
 TEST(Spec, WhatTheDesignHasAndThisVersionLacksIsNotAvailable) {
