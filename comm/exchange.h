@@ -85,6 +85,10 @@ class Exchange {
   // can tell. What went through the transport's own allreduce is known by the sum.
   virtual std::optional<NonFiniteFound> nonfinite_found(std::size_t layer) const = 0;
 
+  // The layer's share, by elements, of the bytes planned for a body that it has together with
+  // others; 0 where it has none.
+  virtual std::size_t joint_bytes(std::size_t /*layer*/) const { return 0; }
+
   // Buffers held, in bytes.
   virtual std::size_t buffer_bytes() const = 0;
 };
@@ -94,7 +98,9 @@ class Exchange {
 std::unique_ptr<Exchange> make_dense_exchange(Communicator& comm,
                                               std::vector<ExchangeLayer> layers);
 // collectives/sparse.cpp: all bodies in one message of slots, allgather, accumulate in rank order.
-// Layers without a codec ride along as raw fp32 values.
+// Layers without a codec ride along as raw fp32 values. Layers whose codecs are joint() and of one
+// name() have one body: NaN or Inf in any of them flags them all. InvalidArgument, naming the first
+// and the last of them, where they are too large together.
 std::unique_ptr<Exchange> make_sparse_exchange(Communicator& comm,
                                                std::vector<ExchangeLayer> layers,
                                                MemoryStore& memories);

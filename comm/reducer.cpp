@@ -162,6 +162,7 @@ class GradientReducer::Impl {
     } else {
       counters.steps = solo_steps_;
       counters.nonfinite_steps.resize(layers_.size());
+      counters.joint_bytes.resize(layers_.size());
     }
     stats.steps = counters.steps;
     stats.skipped_steps = counters.skipped_steps;
@@ -178,7 +179,7 @@ class GradientReducer::Impl {
     stats.decode_seconds = counters.decode_seconds;
     stats.wait_seconds = counters.wait_seconds;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      stats.layers.push_back(layer_stats(i, counters.nonfinite_steps[i]));
+      stats.layers.push_back(layer_stats(i, counters));
     }
     return stats;
   }
@@ -333,7 +334,7 @@ class GradientReducer::Impl {
     thread_->wait_idle();
   }
 
-  LayerStats layer_stats(std::size_t i, std::uint64_t nonfinite_steps) const {
+  LayerStats layer_stats(std::size_t i, const ReducerCounters& counters) const {
     const Policy::Choice& choice = plan_.choices[i];
     LayerStats stats{.name = layers_[i].name,
                      .elements = layers_[i].elements(),
@@ -341,7 +342,10 @@ class GradientReducer::Impl {
                      .reason = choice.reason,
                      .slot_bytes = size_ > 1 ? message_bytes(layers_[i], choice.codec) : 0,
                      .ratio = 1,
-                     .nonfinite_steps = nonfinite_steps};
+                     .nonfinite_steps = counters.nonfinite_steps[i]};
+    if (counters.joint_bytes[i] > 0) {
+      stats.slot_bytes = counters.joint_bytes[i];
+    }
     if (stats.slot_bytes > 0) {
       stats.ratio =
           4.0 * static_cast<double>(stats.elements) / static_cast<double>(stats.slot_bytes);

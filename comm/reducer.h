@@ -59,10 +59,12 @@ struct Bucket {
 struct LayerStats {
   std::string name;
   std::int64_t elements = 0;
-  std::string codec;           // canonical spec, "none" for dense
-  std::string reason;          // why this codec
-  std::size_t slot_bytes = 0;  // this rank's payload a step
-  double ratio = 1;            // fp32 bytes / slot bytes
+  std::string codec;   // canonical spec, "none" for dense
+  std::string reason;  // why this codec
+  // This rank's payload a step. Of one that layers of a bucket share (topk's scope=bucket): the
+  // layer's share by elements at the last step; before the first one, as if it were alone.
+  std::size_t slot_bytes = 0;
+  double ratio = 1;  // fp32 bytes / slot bytes
   std::uint64_t nonfinite_steps = 0;
 };
 

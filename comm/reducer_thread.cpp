@@ -71,6 +71,7 @@ ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vect
     holds_results_ = holds_results_ || choice.codec.options.nonfinite != NonFinite::kPropagate;
   }
   counters_.nonfinite_steps.resize(layers.size());
+  counters_.joint_bytes.resize(layers.size());
   if (!comm_->traits().survives_failure) {
     watchdog_.emplace(options_.deadline + options_.roll_call_grace, [this] { end_stuck(); });
   }
@@ -483,14 +484,17 @@ void ReducerThread::drop_stale_layouts() {
 }
 
 void ReducerThread::publish(bool skipped) {
+  const std::uint64_t sent = comm_->sent_bytes() - sent_before_;
+  const std::lock_guard lock(mutex_);
   std::size_t buffer_bytes = 0;
   for (const auto& [key, layout] : layouts_) {
     for (const BucketGroup& group : layout.groups) {
       buffer_bytes += group.exchange->buffer_bytes();
+      for (std::size_t i = 0; layout.last_step == step_ && i < group.members.size(); ++i) {
+        counters_.joint_bytes[key.second[group.members[i]]] = group.exchange->joint_bytes(i);
+      }
     }
   }
-  const std::uint64_t sent = comm_->sent_bytes() - sent_before_;
-  const std::lock_guard lock(mutex_);
   counters_.step = step_ + 1;
   ++counters_.steps;
   counters_.skipped_steps += skipped ? 1 : 0;

@@ -68,6 +68,7 @@ struct ReducerCounters {
   double decode_seconds = 0;
   double wait_seconds = 0;
   std::vector<std::uint64_t> nonfinite_steps;  // one a layer
+  std::vector<std::size_t> joint_bytes;        // Exchange::joint_bytes, one a layer
 };
 
 class ReducerThread {

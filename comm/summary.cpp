@@ -20,18 +20,21 @@ struct Tally {
   std::size_t layers = 0;
   std::int64_t elements = 0;
   std::size_t bytes = 0;
+  bool joint = false;  // layers of a bucket are encoded as one
 
   void add(const Layer& layer, const Codec& codec) {
     ++layers;
     elements += layer.elements();
     bytes += message_bytes(layer, codec);
+    joint = joint || (codec.payload && codec.payload->joint() != nullptr);
   }
 };
 
 std::string describe(const std::string& what, const Tally& tally) {
   return "\n  " + what + ": " + std::to_string(tally.layers) +
          (tally.layers == 1 ? " layer, " : " layers, ") + std::to_string(tally.elements) +
-         " elements, " + std::to_string(tally.bytes) + " bytes a step";
+         " elements, " + std::to_string(tally.bytes) + " bytes a step" +
+         (tally.joint ? " if each layer were alone" : "");
 }
 
 std::size_t generations(const Codec& codec) {

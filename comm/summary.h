@@ -10,7 +10,9 @@
 namespace thinwire {
 
 // Bytes that this rank's message of one step holds for the layer: the codec's slot, all rounds of a
-// linear codec (the mean over the steps), or the fp32 values of a dense layer.
+// linear codec (the mean over the steps), or the fp32 values of a dense layer. Of a layer that is
+// encoded with others of its bucket (PayloadCodec::joint): as if it were alone, since buckets are
+// not known beforehand.
 std::size_t message_bytes(const Layer& layer, const Codec& codec);
 
 struct MemoryForecast {

@@ -63,13 +63,38 @@ void NonFiniteTable::look(std::size_t layer, std::int64_t begin, TensorView valu
   }
 }
 
+namespace {
+
+// Apart from the codecs' own streams.
+RandomStream dither(std::uint64_t key_hash, const Context& ctx) {
+  constexpr std::uint64_t kDither = 0x52455349445541;
+  return random_stream(key_hash ^ kDither, ctx.step, ctx.sender);
+}
+
+}  // namespace
+
 EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
                     std::span<std::byte> scratch, std::span<std::byte> slot) {
   if (memory == nullptr) return codec.encode(ctx, grad, nullptr, slot);
-  constexpr std::uint64_t kDither = 0x52455349445541;  // apart from the codec's own stream
   memory->unpack(scratch);
   const EncodeResult result = codec.encode(ctx, grad, memory, slot);
-  memory->pack(random_stream(ctx.key_hash ^ kDither, ctx.step, ctx.sender));
+  memory->pack(dither(ctx.key_hash, ctx));
+  return result;
+}
+
+EncodeResult encode(const JointCodec& codec, const Context& ctx,
+                    std::span<const JointCodec::Part> parts,
+                    std::span<const std::uint64_t> key_hashes, std::span<std::byte> scratch,
+                    std::span<std::byte> slot) {
+  for (const auto& [grad, memory] : parts) {
+    if (memory == nullptr) continue;
+    memory->unpack(scratch);
+    scratch = scratch.subspan(scratch_bytes(memory));
+  }
+  const EncodeResult result = codec.encode_joint(ctx, parts, slot);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].memory != nullptr) parts[i].memory->pack(dither(key_hashes[i], ctx));
+  }
   return result;
 }
 

@@ -107,6 +107,12 @@ inline std::size_t scratch_bytes(const Memory* memory) {
 // scratch_bytes(memory), aligned to 64.
 EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
                     std::span<std::byte> scratch, std::span<std::byte> slot);
+// The same of layers that are encoded as one, each with its hash. `scratch`: at least the
+// scratch_bytes of all memories.
+EncodeResult encode(const JointCodec& codec, const Context& ctx,
+                    std::span<const JointCodec::Part> parts,
+                    std::span<const std::uint64_t> key_hashes, std::span<std::byte> scratch,
+                    std::span<std::byte> slot);
 
 // After all are encoded: what no residual keeps is freed.
 inline void let_go(std::span<Gradient> gradients) {

@@ -1,15 +1,18 @@
 // Sparse exchange: one message a rank holds every layer's body in a slot of planned size; all
 // messages go to all ranks, and each rank accumulates them in rank order. Layers without a codec
-// ride along as raw fp32 values.
+// ride along as raw fp32 values; layers that their codec encodes as one share a slot.
 //
 // Message: 24-byte header, then the raw layers (4 bytes an element), then the codecs' slots at
 // multiples of 4, the whole a multiple of 8.
 #include <algorithm>
+#include <cmath>
+#include <map>
 #include <utility>
 
 #include "comm/collectives/common.h"
 #include "comm/collectives/kernels.h"
 #include "comm/exchange.h"
+#include "compressors/core/error.h"
 #include "compressors/core/payload.h"
 
 namespace thinwire {
@@ -23,32 +26,20 @@ class SparseExchange final : public Exchange {
   SparseExchange(Communicator& comm, std::vector<ExchangeLayer> layers, MemoryStore& memories)
       : comm_(comm),
         layers_(std::move(layers)),
-        slots_(layers_.size()),
+        memories_(layers_.size()),
+        slot_of_(layers_.size()),
         flags_(layers_.size()),
         found_(layers_) {
     bodies_.resize(static_cast<std::size_t>(comm_.size()));
+    plan_slots();
     plan_message();
-    std::size_t workspace = 0;
-    std::size_t residual = 0;
-    std::int64_t scratch = 0;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const ExchangeLayer& layer = layers_[i];
-      elements_ += static_cast<std::uint64_t>(layer.elements);
       if (layer.payload != nullptr) {
-        workspace = std::max(workspace, layer.payload->workspace_bytes(layer.elements));
-        slots_[i].memory = memories.memory(layer.name, 0, layer.elements, MemoryRole::kWorker);
-        residual = std::max(residual, scratch_bytes(slots_[i].memory));
-      }
-      if (layer.dtype != DType::kF32) {
-        scratch = std::max(scratch, layer.elements);
+        memories_[i] = memories.memory(layer.name, 0, layer.elements, MemoryRole::kWorker);
       }
     }
-    message_ = AlignedBuffer(message_bytes_);
-    gathered_ = AlignedBuffer(message_bytes_ * static_cast<std::size_t>(comm_.size()));
-    workspace_ = AlignedBuffer(workspace);
-    residual_ = AlignedBuffer(residual);
-    scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
-    grads_.reserve(layers_.size());
+    allocate();
   }
 
   int transfers() const override { return 1; }
@@ -62,11 +53,10 @@ class SparseExchange final : public Exchange {
     found_.clear();
     PayloadHeader header;
     header.elements = elements_;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const std::span<std::byte> slot = message_.bytes().subspan(slots_[i].offset, slots_[i].bytes);
-      if (layers_[i].payload == nullptr) {
-        load_f32(grads_[i].source, own_raw(i));
-      } else if (encode(i, slot)) {
+    for (const Slot& slot : slots_) {
+      if (is_raw(slot)) {
+        load_f32(grads_[slot.first()].source, own_raw(slot));
+      } else if (encode(slot)) {
         header.flags |= kFlagNonFinite;
       }
     }
@@ -83,12 +73,14 @@ class SparseExchange final : public Exchange {
     for (int sender = 0; sender < comm_.size(); ++sender) {
       open_payload(message_of(sender), elements_, sender);
     }
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const bool nonfinite = layers_[i].payload == nullptr ? sum_raw(i) : sum_bodies(i);
-      flags_[i] = nonfinite ? 1 : 0;
-      if (nonfinite) {
-        if (layers_[i].payload == nullptr) {
-          found_.look(i, 0, view(own_raw(i)), nullptr, true);
+    for (const Slot& slot : slots_) {
+      is_raw(slot) ? sum_raw(slot) : sum_bodies(slot);
+      for (const std::size_t i : slot.layers) {
+        if (flags_[i] == 0) {
+          continue;
+        }
+        if (is_raw(slot)) {
+          found_.look(i, 0, view(own_raw(slot)), nullptr, true);
         }
         fill_nan(grads_[i].mean);
       }
@@ -100,38 +92,128 @@ class SparseExchange final : public Exchange {
     return found_[layer];
   }
 
+  std::size_t joint_bytes(std::size_t layer) const override {
+    const Slot& slot = slots_[slot_of_[layer]];
+    if (!slot.joint() || slot.elements == 0) {
+      return 0;
+    }
+    const double share =
+        static_cast<double>(layers_[layer].elements) / static_cast<double>(slot.elements);
+    return static_cast<std::size_t>(std::llround(share * static_cast<double>(slot.bytes)));
+  }
+
   std::size_t buffer_bytes() const override {
     return message_.size() + gathered_.size() + workspace_.size() + residual_.size() +
            scratch_.size();
   }
 
  private:
+  // What a message holds of one layer, or of several that are encoded as one.
   struct Slot {
+    std::vector<std::size_t> layers;  // ascending
+    std::int64_t elements = 0;
+    std::string label;  // for messages
     std::size_t offset = 0;
     std::size_t bytes = 0;
-    Memory* memory = nullptr;
+
+    std::size_t first() const { return layers.front(); }
+    bool joint() const { return layers.size() > 1; }
   };
+
+  const PayloadCodec* codec(const Slot& slot) const { return layers_[slot.first()].payload; }
+  bool is_raw(const Slot& slot) const { return codec(slot) == nullptr; }
+
+  void plan_slots() {
+    std::map<std::string, std::size_t> joint;  // slots, by their codec's name
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const ExchangeLayer& layer = layers_[i];
+      std::size_t at = slots_.size();
+      if (layer.payload != nullptr && layer.payload->joint() != nullptr) {
+        at = joint.emplace(layer.payload->name(), at).first->second;
+      }
+      if (at == slots_.size()) {
+        slots_.emplace_back().label = layer.name;
+      }
+      slot_of_[i] = at;
+      slots_[at].layers.push_back(i);
+      slots_[at].elements += layer.elements;
+      elements_ += static_cast<std::uint64_t>(layer.elements);
+    }
+    for (Slot& slot : slots_) {
+      if (slot.joint()) {
+        slot.label += " to ";
+        slot.label += layers_[slot.layers.back()].name;
+        slot.label += " (" + std::to_string(slot.layers.size()) + " layers)";
+      }
+    }
+  }
 
   void plan_message() {
     std::size_t offset = kPayloadHeaderBytes;
     for (const bool raw : {true, false}) {
-      for (std::size_t i = 0; i < layers_.size(); ++i) {
-        const ExchangeLayer& layer = layers_[i];
-        if ((layer.payload == nullptr) != raw) {
+      for (Slot& slot : slots_) {
+        if (is_raw(slot) != raw) {
           continue;
         }
+        const ExchangeLayer& layer = layers_[slot.first()];
         if (raw && (layer.dtype == DType::kF64 || layer.dtype == DType::kOther)) {
           refuse_layer(comm_.rank(), layer,
                        std::string(name(layer.dtype)) +
                            " without a codec does not fit a sparse message\nhint: send it dense");
         }
-        slots_[i].offset = offset;
-        slots_[i].bytes = raw ? static_cast<std::size_t>(layer.elements) * sizeof(float)
-                              : layer.payload->slot_bytes(layer.elements);
-        offset += round_up(slots_[i].bytes, 4);
+        slot.offset = offset;
+        slot.bytes =
+            raw ? static_cast<std::size_t>(layer.elements) * sizeof(float) : slot_bytes(slot);
+        offset += round_up(slot.bytes, 4);
       }
     }
     message_bytes_ = round_up(offset, 8);
+  }
+
+  std::size_t slot_bytes(const Slot& slot) const {
+    try {
+      return codec(slot)->slot_bytes(slot.elements);
+    } catch (const InvalidArgument& error) {
+      if (!slot.joint()) {
+        throw;
+      }
+      throw InvalidArgument("rank " + std::to_string(comm_.rank()) + ", layers " + slot.label +
+                            ", encoded as one: " + error.what() +
+                            "; here smaller buckets, or scope=layer");
+    }
+  }
+
+  void allocate() {
+    std::size_t workspace = 0;
+    std::size_t residual = 0;
+    std::size_t widened = 0;
+    std::size_t together = 0;
+    for (const Slot& slot : slots_) {
+      std::size_t slot_residual = 0;
+      std::size_t slot_widened = 0;
+      for (const std::size_t i : slot.layers) {
+        slot_residual += scratch_bytes(memories_[i]);
+        slot_widened += sums_in_place(i) ? 0 : static_cast<std::size_t>(layers_[i].elements);
+      }
+      residual = std::max(residual, slot_residual);
+      widened = std::max(widened, slot_widened);
+      together = std::max(together, slot.layers.size());
+      if (slot.joint()) {
+        workspace = std::max(workspace, codec(slot)->joint()->joint_workspace_bytes(
+                                            slot.elements, slot.layers.size()));
+      } else if (!is_raw(slot)) {
+        workspace = std::max(workspace, codec(slot)->workspace_bytes(slot.elements));
+      }
+    }
+    message_ = AlignedBuffer(message_bytes_);
+    gathered_ = AlignedBuffer(message_bytes_ * static_cast<std::size_t>(comm_.size()));
+    workspace_ = AlignedBuffer(workspace);
+    residual_ = AlignedBuffer(residual);
+    scratch_ = AlignedBuffer(widened * sizeof(float));
+    grads_.reserve(layers_.size());
+    parts_.reserve(together);
+    hashes_.reserve(together);
+    sums_.reserve(together);
   }
 
   std::span<const std::byte> message_of(int sender) const {
@@ -142,71 +224,109 @@ class SparseExchange final : public Exchange {
   // The decoded sum goes straight into an fp32 gradient.
   bool sums_in_place(std::size_t i) const { return layers_[i].dtype == DType::kF32; }
 
-  // Returns whether the gradient held NaN or Inf.
-  bool encode(std::size_t i, std::span<std::byte> slot) {
-    const Context ctx = codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(),
-                                      comm_.size(), workspace_.bytes());
-    give_memory(layers_[i], grads_[i], 0, layers_[i].elements, slots_[i].memory);
-    const EncodeResult result = collectives::encode(*layers_[i].payload, ctx, grads_[i].source,
-                                                    slots_[i].memory, residual_.bytes(), slot);
-    zero_slack(slot, result.bytes);
+  Context context(const Slot& slot) const {
+    const ExchangeLayer& first = layers_[slot.first()];
+    Context ctx =
+        codec_context(first, first.key_hash, step_, comm_.rank(), comm_.size(), workspace_.bytes());
+    if (slot.joint()) {
+      ctx.parameter = slot.label;
+      ctx.shape = {};
+    }
+    return ctx;
+  }
+
+  // Returns whether a gradient held NaN or Inf.
+  bool encode(const Slot& slot) {
+    const std::span<std::byte> out = message_.bytes().subspan(slot.offset, slot.bytes);
+    parts_.clear();
+    hashes_.clear();
+    for (const std::size_t i : slot.layers) {
+      give_memory(layers_[i], grads_[i], 0, layers_[i].elements, memories_[i]);
+      parts_.push_back({grads_[i].source, memories_[i]});
+      hashes_.push_back(layers_[i].key_hash);
+    }
+    const auto& [source, memory] = parts_.front();
+    const EncodeResult result = slot.joint()
+                                    ? collectives::encode(*codec(slot)->joint(), context(slot),
+                                                          parts_, hashes_, residual_.bytes(), out)
+                                    : collectives::encode(*codec(slot), context(slot), source,
+                                                          memory, residual_.bytes(), out);
+    zero_slack(out, result.bytes);
     if (result.nonfinite) {
-      found_.look(i, 0, grads_[i].source, slots_[i].memory, true);
+      for (const std::size_t i : slot.layers) {
+        found_.look(i, 0, grads_[i].source, memories_[i], true);
+      }
     }
     return result.nonfinite;
   }
 
-  std::span<float> sum_target(std::size_t i) const {
-    const auto n = static_cast<std::size_t>(layers_[i].elements);
-    if (sums_in_place(i)) {
-      return {static_cast<float*>(grads_[i].mean.data), n};
+  // Where the slot's layers are summed: sums_.
+  void choose_sums(const Slot& slot) {
+    sums_.clear();
+    std::span<float> scratch = scratch_.floats(scratch_.size() / sizeof(float));
+    for (const std::size_t i : slot.layers) {
+      const auto n = static_cast<std::size_t>(layers_[i].elements);
+      if (sums_in_place(i)) {
+        sums_.push_back({static_cast<float*>(grads_[i].mean.data), n});
+      } else {
+        sums_.push_back(scratch.first(n));
+        scratch = scratch.subspan(n);
+      }
     }
-    return scratch_.floats(n);
   }
 
-  bool sum_raw(std::size_t i) {
-    const std::span<float> sum = sum_target(i);
-    const bool nonfinite = sum_scaled(gathered_.bytes().data() + slots_[i].offset, message_bytes_,
-                                      comm_.size(), weight_, sum);
+  void sum_raw(const Slot& slot) {
+    const std::size_t i = slot.first();
+    choose_sums(slot);
+    const bool nonfinite = sum_scaled(gathered_.bytes().data() + slot.offset, message_bytes_,
+                                      comm_.size(), weight_, sums_.front());
+    flags_[i] = nonfinite ? 1 : 0;
     if (sums_in_place(i) || nonfinite) {
-      return nonfinite;
+      return;
     }
-    store_f32(sum, grads_[i].mean);
-    return overflowed(grads_[i].mean);
+    store_f32(sums_.front(), grads_[i].mean);
+    flags_[i] = overflowed(grads_[i].mean) ? 1 : 0;
   }
 
-  bool sum_bodies(std::size_t i) {
+  void sum_bodies(const Slot& slot) {
     for (int sender = 0; sender < comm_.size(); ++sender) {
-      bodies_[static_cast<std::size_t>(sender)] = body(i, sender);
+      bodies_[static_cast<std::size_t>(sender)] =
+          message_of(sender).subspan(slot.offset, slot.bytes);
     }
-    if (std::any_of(bodies_.begin(), bodies_.end(), is_nonfinite_body)) {
-      return true;
+    const bool nonfinite = std::any_of(bodies_.begin(), bodies_.end(), is_nonfinite_body);
+    if (!nonfinite) {
+      choose_sums(slot);
+      if (slot.joint()) {
+        codec(slot)->joint()->sum_joint(context(slot), bodies_, weight_, sums_);
+      } else {
+        codec(slot)->sum(context(slot), bodies_, weight_, sums_.front());
+      }
     }
-    const std::span<float> sum = sum_target(i);
-    const Context ctx = codec_context(layers_[i], layers_[i].key_hash, step_, comm_.rank(),
-                                      comm_.size(), workspace_.bytes());
-    layers_[i].payload->sum(ctx, bodies_, weight_, sum);
-    if (!sums_in_place(i)) {
-      store_f32(sum, grads_[i].mean);
+    for (std::size_t k = 0; k < slot.layers.size(); ++k) {
+      const std::size_t i = slot.layers[k];
+      if (!nonfinite && !sums_in_place(i)) {
+        store_f32(sums_[k], grads_[i].mean);
+      }
+      flags_[i] = nonfinite || is_flagged(*codec(slot), grads_[i].mean) ? 1 : 0;
     }
-    return is_flagged(*layers_[i].payload, grads_[i].mean);
   }
 
   // The values of a layer without a codec as this rank sends them.
-  std::span<float> own_raw(std::size_t i) const {
-    return {reinterpret_cast<float*>(message_.bytes().data() + slots_[i].offset),
-            static_cast<std::size_t>(layers_[i].elements)};
-  }
-
-  std::span<const std::byte> body(std::size_t i, int sender) const {
-    return message_of(sender).subspan(slots_[i].offset, slots_[i].bytes);
+  std::span<float> own_raw(const Slot& slot) const {
+    return {reinterpret_cast<float*>(message_.bytes().data() + slot.offset),
+            static_cast<std::size_t>(slot.elements)};
   }
 
   Communicator& comm_;
   std::vector<ExchangeLayer> layers_;
+  std::vector<Memory*> memories_;  // one a layer
   std::vector<Slot> slots_;
+  std::vector<std::size_t> slot_of_;  // each layer's
   std::vector<Gradient> grads_;
-  std::vector<std::span<const std::byte>> bodies_;  // of one layer, by sender
+  std::vector<JointCodec::Part> parts_;  // of one slot, as the next three
+  std::vector<std::uint64_t> hashes_;
+  std::vector<std::span<float>> sums_;
+  std::vector<std::span<const std::byte>> bodies_;  // by sender
   std::vector<std::uint8_t> flags_;
   NonFiniteTable found_;
   std::uint64_t elements_ = 0;
@@ -215,7 +335,7 @@ class SparseExchange final : public Exchange {
   AlignedBuffer gathered_;  // size() messages
   AlignedBuffer workspace_;
   AlignedBuffer residual_;  // unpacked, where memories keep it in fewer bytes
-  AlignedBuffer scratch_;   // fp32 sum of one bf16, fp16 or fp64 layer
+  AlignedBuffer scratch_;   // fp32 sums of one slot's bf16 and fp16 layers
   std::uint64_t step_ = 0;
   float weight_ = 1;
 };

@@ -1,11 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
+#include <limits>
+#include <optional>
 
 #include "comm/loopback/loopback_communicator.h"
 #include "compressors/core/error.h"
 #include "compressors/core/payload.h"
+#include "compressors/core/random.h"
 #include "tests/comm/exchange_contract.h"
 
 namespace thinwire::testing {
@@ -100,6 +105,154 @@ TEST(Exchange, BodiesThatCannotBeDecodedNameSenderAndLayer) {
       }
     });
     EXPECT_TRUE(named);
+  }
+}
+
+// The layers of a sparse message: three of topk:k=50,scope=bucket among others.
+struct MixedBucket {
+  std::vector<std::string> specs = {"topk:k=50,scope=bucket",
+                                    "none",
+                                    "topk:0.05",
+                                    "topk:k=50,scope=bucket",
+                                    "topk:0.02,values=q8,scope=bucket",
+                                    "topk:k=50,scope=bucket"};
+  std::vector<std::int64_t> sizes = {3001, 40, 500, 77, 900, 2000};
+  std::vector<std::size_t> joint = {0, 3, 5};
+
+  std::vector<Codec> codecs;
+  std::vector<std::vector<float>> grads;
+  PlainMemoryStore memories{true};
+  std::unique_ptr<Exchange> exchange;
+
+  MixedBucket(Communicator& comm, bool names_nonfinite = false) {
+    static constexpr std::array kNames = {"a", "b", "c", "d", "e", "f"};
+    std::vector<ExchangeLayer> layers;
+    codecs.reserve(specs.size());
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      codecs.push_back(make_codec(specs[i]));
+      ExchangeLayer& layer = layers.emplace_back();
+      layer.name = kNames[i];
+      layer.elements = sizes[i];
+      layer.key_hash = i + 1;
+      layer.payload = codecs[i].payload.get();
+      layer.names_nonfinite = names_nonfinite;
+      grads.emplace_back(static_cast<std::size_t>(sizes[i]));
+    }
+    exchange = make_sparse_exchange(comm, layers, memories);
+  }
+
+  void fill(std::uint64_t step, int rank) {
+    for (std::size_t l = 0; l < grads.size(); ++l) {
+      const RandomStream stream = random_stream(l + 1, step, rank);
+      for (std::size_t i = 0; i < grads[l].size(); ++i) {
+        const auto word = static_cast<std::int32_t>(random_block(stream, i)[0]);
+        grads[l][i] = static_cast<float>(word) * 0x1p-31F * (l == 3 ? 8.0F : 1.0F);
+      }
+    }
+  }
+
+  std::vector<std::uint8_t> reduce(std::uint64_t step, float weight) {
+    std::vector<Gradient> gradients;
+    for (std::vector<float>& grad : grads) gradients.push_back({view(grad), view(grad)});
+    exchange->start(step, weight, gradients)->wait(soon());
+    const auto flags = exchange->finish();
+    return {flags.begin(), flags.end()};
+  }
+};
+
+// The joint layers' means and residuals are those of one layer with all their elements.
+TEST(Exchange, LayersOfOneScopeAreSelectedFromTogether) {
+  constexpr float kWeight = 1.0F / 3;
+  for (const Ranks& ranks : loopback_ranks()) {
+    if (ranks.size != 3) continue;
+    ranks.run([&](Communicator& comm) {
+      MixedBucket bucket(comm);
+      std::int64_t n = 0;
+      for (const std::size_t l : bucket.joint) n += bucket.sizes[l];
+      ExchangeLayer layer;
+      layer.name = "whole";
+      layer.elements = n;
+      layer.payload = bucket.codecs[0].payload.get();
+      PlainMemoryStore memories(true);
+      const auto exchange = make_sparse_exchange(comm, {layer}, memories);
+      for (std::uint64_t step = 0; step < 3; ++step) {
+        bucket.fill(step, comm.rank());
+        std::vector<float> whole;
+        for (const std::size_t l : bucket.joint) {
+          whole.insert(whole.end(), bucket.grads[l].begin(), bucket.grads[l].end());
+        }
+        EXPECT_EQ(bucket.reduce(step, kWeight), std::vector<std::uint8_t>(6));
+        const std::vector<Gradient> gradient = {{view(whole), view(whole)}};
+        exchange->start(step, kWeight, gradient)->wait(soon());
+        exchange->finish();
+        bucket.memories.commit();
+        memories.commit();
+        std::vector<float> means;
+        std::vector<double> residuals;
+        for (const std::size_t l : bucket.joint) {
+          const std::vector<double> residual = bucket.memories.residual(
+              std::string(1, static_cast<char>('a' + l)), bucket.sizes[l], MemoryRole::kWorker);
+          means.insert(means.end(), bucket.grads[l].begin(), bucket.grads[l].end());
+          residuals.insert(residuals.end(), residual.begin(), residual.end());
+        }
+        EXPECT_EQ(means, whole);
+        EXPECT_EQ(residuals, memories.residual("whole", n, MemoryRole::kWorker));
+        for (const std::vector<float>& mean : bucket.grads) {
+          EXPECT_TRUE(same_on_all_ranks(comm, std::as_bytes(std::span(mean))));
+        }
+        EXPECT_LE(n - std::count(whole.begin(), whole.end(), 0.0F), 3 * 50);
+      }
+      const std::size_t slot = layer.payload->slot_bytes(n);
+      std::size_t shares = 0;
+      for (const std::size_t l : bucket.joint) shares += bucket.exchange->joint_bytes(l);
+      EXPECT_NEAR(static_cast<double>(shares), static_cast<double>(slot), 2);
+      for (const std::size_t l : {1U, 2U, 4U}) EXPECT_EQ(bucket.exchange->joint_bytes(l), 0U);
+    });
+  }
+}
+
+TEST(Exchange, NonfiniteValuesOfJointLayersAreNamedInTheirOwn) {
+  for (const Ranks& ranks : loopback_ranks()) {
+    if (ranks.size != 2) continue;
+    ranks.run([&](Communicator& comm) {
+      MixedBucket bucket(comm, true);
+      bucket.fill(0, comm.rank());
+      if (comm.rank() == 1) bucket.grads[3][5] = std::numeric_limits<float>::infinity();
+      EXPECT_EQ(bucket.reduce(0, 0.5F), (std::vector<std::uint8_t>{1, 0, 0, 1, 0, 1}));
+      for (const std::size_t l : bucket.joint) {
+        const std::optional<NonFiniteFound> found = bucket.exchange->nonfinite_found(l);
+        EXPECT_EQ(found.has_value(), comm.rank() == 1 && l == 3) << l;
+        if (found) {
+          EXPECT_EQ(found->index, 5);
+          EXPECT_TRUE(found->own);
+        }
+      }
+    });
+  }
+}
+
+TEST(Exchange, JointLayersTooLargeTogetherAreRefusedByName) {
+  const Codec codec = make_codec("topk:0.001,scope=bucket");
+  for (const Ranks& ranks : loopback_ranks()) {
+    if (ranks.size != 2) continue;
+    ranks.run([&](Communicator& comm) {
+      std::vector<ExchangeLayer> layers(3);
+      for (std::size_t i = 0; i < layers.size(); ++i) {
+        layers[i].name = std::array{"first", "second", "third"}[i];
+        layers[i].elements = std::int64_t{1} << 31;
+        layers[i].payload = codec.payload.get();
+      }
+      PlainMemoryStore memories(true);
+      try {
+        make_sparse_exchange(comm, layers, memories);
+        ADD_FAILURE() << "layers of 3 * 2^31 elements were taken as one";
+      } catch (const InvalidArgument& error) {
+        const std::string text = error.what();
+        for (const char* part : {"rank ", "first", "third", "3 layers", "6442450944", "hint: "}) {
+          EXPECT_NE(text.find(part), std::string::npos) << part << ": " << text;
+        }
+      }
+    });
   }
 }
 

@@ -269,11 +269,11 @@ TEST_P(ReducerRestart, ContinuesBitForBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Reducer, ReducerRestart,
-                         ::testing::Values("topk:0.05", "topk:0.05,values=q8", "q4",
-                                           "q4,stochastic", "randmask:0.1", "powersgd:2",
-                                           "powersgd:2,rounds=1", "galore:2,refresh=4",
-                                           "dctcols:2,refresh=4", "bf16", kMixed,
-                                           "topk:0.02,start=4"));
+                         ::testing::Values("topk:0.05", "topk:0.05,values=q8",
+                                           "topk:0.05,scope=bucket", "q4", "q4,stochastic",
+                                           "randmask:0.1", "powersgd:2", "powersgd:2,rounds=1",
+                                           "galore:2,refresh=4", "dctcols:2,refresh=4", "bf16",
+                                           kMixed, "topk:0.02,start=4"));
 
 TEST(ReducerState, RestoreRefusesWhatDoesNotFit) {
   run_reducers(2, "topk:0.05", [](int rank, GradientReducer& reducer, Gradients& gradients) {

@@ -123,7 +123,10 @@ TEST_P(ReducerPolicies, NothingIsLost) {
 
 INSTANTIATE_TEST_SUITE_P(
     Reducer, ReducerPolicies,
-    ::testing::Values(Case{"topk:0.05,memory=bf16", 3}, Case{"q4,memory=q8", 2},
+    ::testing::Values(Case{"topk:0.05,scope=bucket", 3},
+                      Case{"topk:0.05,scope=bucket,memory=bf16", 4},
+                      Case{"topk:k=40,scope=bucket,memory=q8,transactional=off", 2},
+                      Case{"topk:0.05,memory=bf16", 3}, Case{"q4,memory=q8", 2},
                       Case{"topk:0.05,memory=q8,transactional=off", 2}, Case{"none", 2},
                       Case{"none", 3}, Case{"topk:0.05", 2}, Case{"topk:0.05", 7},
                       Case{"topk:0.02,values=q8", 3}, Case{"topk:0.02,values=q8", 4}, Case{"q4", 2},
@@ -423,6 +426,32 @@ TEST(Reducer, StatsTellBytesAndLayers) {
     EXPECT_THAT(reducer.summary(),
                 AllOf(HasSubstr("topk:0.01: 3 layers"), HasSubstr("memory to be taken")));
   });
+}
+
+// k=COUNT is of a bucket's layers together; before the first step buckets are not known.
+TEST(Reducer, StatsShareWhatJointLayersSendTogether) {
+  run_reducers(2, "topk:k=100,scope=bucket",
+               [](int rank, GradientReducer& reducer, Gradients& gradients) {
+                 const auto slot = [&](std::int64_t n) {
+                   return reducer.plan().choices[0].codec.payload->slot_bytes(n);
+                 };
+                 EXPECT_EQ(reducer.stats().layers[2].slot_bytes, slot(2120));
+                 EXPECT_THAT(reducer.summary(),
+                             HasSubstr("3 layers, 4587 elements, " +
+                                       std::to_string(slot(1320) + slot(2120) + slot(1147)) +
+                                       " bytes a step if each layer were alone"));
+                 gradients.fill(0, rank);
+                 reduce_step(reducer, gradients, {{6, 5, 4, 3, 2, 1, 0}});
+                 const double together = static_cast<double>(slot(4587));
+                 const std::vector<LayerStats> layers = reducer.stats().layers;
+                 for (const std::size_t i : {0U, 2U, 4U}) {
+                   const double share = static_cast<double>(layers[i].elements) / 4587;
+                   EXPECT_NEAR(static_cast<double>(layers[i].slot_bytes), together * share, 0.5);
+                 }
+                 gradients.fill(1, rank);
+                 reduce_step(reducer, gradients, {{6, 5, 4, 3}, {2, 1, 0}});
+                 EXPECT_EQ(reducer.stats().layers[4].slot_bytes, slot(1147));
+               });
 }
 
 // All dense traffic of a bucket in one collective: bytes of the plain ring.
