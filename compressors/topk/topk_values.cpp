@@ -64,7 +64,7 @@ struct Fine {
   }
   static std::uint32_t magnitude(Scale scale, std::uint32_t step) {
     // (range * step + 63) / 127, rounded down: half more keeps the product clear of whole numbers.
-    constexpr double kMore = kSteps / 2 + 0.5;
+    constexpr double kMore = 63.5;
     return scale.low + whole((real(scale.range) * real(step) + kMore) * (1.0 / kSteps));
   }
 };

@@ -5,7 +5,7 @@
     peers    the same compression by torch, numpy and zstd, beside the same probe
     fedzip   how much of a trained VGG-16's update fedzip leaves, by its density
     steps    step times of training jobs over emulated links; --accuracy: what they learn meanwhile
-    table    codecs, peers and fedzip as Markdown, from the results in out/bench
+    table    all but step times as Markdown, from the results in out/bench
 
 Without a name: all of them, with results as JSON in out/bench, and the table in table.md.
 """
@@ -26,11 +26,13 @@ COMMANDS = {
     "steps": [sys.executable, str(ROOT / "tests/bench/step_time.py")],
     "table": [sys.executable, str(ROOT / "tests/bench/table.py")],
 }
+COMPUTE_BOUND = ["powersgd:4", "galore:4", "dctcols:32", "dct:32", "lossless", "fedzip:0.1,k=6"]
 # What runs without a name: (name of the result, benchmark, its options).
 ALL = [
     ("codecs", "codecs", []),
     ("codecs-bf16", "codecs", ["--dtype", "bf16", "bf16", "lossless", "q8", "topk:0.01,values=q8"]),
     ("codecs-lstm-bf16", "gradient", []),
+    ("threads", "codecs", ["--threads", "2", "--elements", "25000000", *COMPUTE_BOUND]),
     ("peers", "peers", []),
     ("fedzip", "fedzip", []),
     ("steps", "steps", []),

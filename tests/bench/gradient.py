@@ -15,15 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
 
 from examples.demo.tasks import CharLstm, MnistMlp, Task
 
-BENCH = ROOT / "build/release/bench/codecs_bench"
+BENCH = Path(__file__).resolve().parents[2] / "build/release/bench/codecs_bench"
 TASKS: dict[str, type[Task]] = {"lstm": CharLstm, "mnist": MnistMlp}
 PASSED_ON = {"dtype": "bf16", "elements": 25_000_000, "rounds": 7, "threads": 1}
 """Options of codecs_bench, and their values here."""
@@ -62,8 +61,8 @@ def main(words: list[str]) -> int:
     task = TASKS[options.task]
     task.prepare()
     values, loss = gradient(task(), options.steps)
-    print(f"# {task.workload}; after {options.steps} steps, loss {loss:.2f}: {values.size:,} values")
-    sys.stdout.flush()
+    state = f"after {options.steps} steps, loss {loss:.2f}"
+    print(f"# {task.workload}; {state}: {values.size:,} values", flush=True)
     command = [str(BENCH)]
     for name in (*PASSED_ON, *(["json"] if options.json else [])):
         command += [f"--{name}", str(getattr(options, name))]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[2] / "out" / "bench"
-BF16 = "-bf16"
-"""How the name of a file of codecs_bench's ends where the gradients were bf16."""
+BF16, LSTM = "-bf16", "-lstm"
+"""In the name of a file of codecs_bench's: its gradients were bf16, a char LSTM's."""
 
 Row = dict[str, Any]
 
@@ -30,8 +30,8 @@ def read(file: Path) -> list[Row]:
 def read_codecs(folder: Path) -> list[Row]:
     rows = []
     for file in sorted(folder.glob("codecs*.json")):
-        dtype = "bf16" if file.stem.endswith(BF16) else "fp32"
-        rows += [{"dtype": dtype, **row} for row in read(file)]
+        made = {"dtype": "bf16" if BF16 in file.stem else "fp32", "noise": LSTM not in file.stem}
+        rows += [made | row for row in read(file)]
     return rows
 
 
@@ -42,7 +42,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def name(row: Row) -> str:
-    return f"`{row['spec']}`" + (" of bf16" if row["dtype"] == "bf16" else "")
+    dtype = " of bf16" if row.get("dtype") == "bf16" else ""
+    return f"`{row['spec']}`" + dtype + ("" if row.get("noise", True) else ", a char LSTM's")
 
 
 def spread(share: list[float]) -> str:
@@ -95,6 +96,24 @@ def peer_table(peers: list[Row]) -> str:
     return markdown(head, rows)
 
 
+def threads_table(rows: list[Row]) -> str:
+    head = ["codec", "values", "one thread, share", "all, share of all", "gain", "by CPU time"]
+    return markdown(
+        head,
+        [
+            [
+                name(row),
+                f"{row['elements']:,}",
+                spread(row["share_one"]),
+                spread(row["share_all"]),
+                spread(row["gain"]),
+                spread(row["cpu_gain"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def fedzip_table(rows: list[Row]) -> str:
     head = ["update", "values", "density", "bytes", "factor", "share of the square"]
     return markdown(
@@ -116,9 +135,10 @@ def fedzip_table(rows: list[Row]) -> str:
 def tables(folder: Path) -> str:
     """All tables of which there are results; empty when there are none."""
     codecs, peers = read_codecs(folder), read(folder / "peers.json")
-    fedzip = read(folder / "fedzip.json")
+    threads, fedzip = read(folder / "threads.json"), read(folder / "fedzip.json")
     parts = [codec_table(codecs, peers)] if codecs else []
     parts += [peer_table(peers)] if peers else []
+    parts += [threads_table(threads)] if threads else []
     parts += [fedzip_table(fedzip)] if fedzip else []
     return "\n".join(parts)
 
