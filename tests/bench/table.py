@@ -29,7 +29,7 @@ def read(file: Path) -> list[Row]:
 
 def read_codecs(folder: Path) -> list[Row]:
     rows = []
-    for file in sorted(folder.glob("codecs*.json")):
+    for file in sorted(folder.glob("codecs*.json"), key=lambda file: file.stem):
         made = {"dtype": "bf16" if BF16 in file.stem else "fp32", "noise": LSTM not in file.stem}
         rows += [made | row for row in read(file)]
     return rows
@@ -53,10 +53,14 @@ def spread(share: list[float]) -> str:
 
 
 def share_of(row: Row, time: str, times: float = 1) -> str:
-    return f"{times * row['probe_us'][0] / row[time][0]:.2f}" if time in row else "–"
+    """Of what was measured: codecs_bench writes zeros for the rest."""
+    took = row.get(time, [0])[0]
+    return f"{times * row['probe_us'][0] / took:.2f}" if took else "–"
 
 
 def size(row: Row) -> str:
+    if row["bytes"] == 0:
+        return "–"
     return f"{row['bytes']:,} ({8 * row['bytes'] / row['elements']:.3g} bits a value)"
 
 

@@ -54,12 +54,14 @@ def test_tables(tmp_path, capsys):
     peer = {"spec": "torch.int8", "beside": "q8", "dtype": "fp32", "elements": 1000}
     peer |= {"bytes": 1004, "share": [0.05, 0.04, 0.06], **times}
     linear = {"spec": "powersgd:4", "elements": 64, "bytes": 64, "share": [0.5, 0.4, 0.6], **times}
-    del linear["decode_us"], linear["sum_us"]
+    kth_value = {**linear, "spec": "kth-value:0.01", "bytes": 0}
+    for row in (linear, kth_value):
+        row |= {"decode_us": [0, 0, 0], "sum_us": [0, 0, 0]}
     shares = ("share_one", "share_all", "gain", "cpu_gain")
     threads = {"spec": "dct:32", "elements": 64} | {key: [1.5, 1.4, 1.6] for key in shares}
     zip_row = fedzip_vgg.Row("trained", 10**6, 0.002, 4000, 1000.0, 0.25)
     for file, rows in (
-        ("codecs", [codec | times, linear]),
+        ("codecs", [codec | times, linear, kth_value]),
         ("codecs-bf16", [codec | times]),
         ("codecs-lstm-bf16", [codec | times]),
         ("threads", [threads]),
@@ -78,6 +80,7 @@ def test_tables(tmp_path, capsys):
     assert f"| `q8` of bf16, a char LSTM's {figures} – |" in text
     assert "| `dct:32` | 64 | " + " | ".join(["1.50 [1.40–1.60]"] * 4) in text
     assert "| `powersgd:4` | 64 | 0.50 [0.40–0.60] | – / – |" in text
+    assert "| `kth-value:0.01` | 64 | 0.50 [0.40–0.60] | – / – | – | – |" in text
     assert "| trained | 1,000,000 | 0.002 | 4,000 | 1,000 | 0.250 |" in text
     assert table.main(["--results", str(tmp_path / "none")]) == 2
     assert "make bench" in capsys.readouterr().err
