@@ -11,7 +11,6 @@
 #include <string>
 
 #include "compressors/core/codec_support.h"
-#include "compressors/core/convert.h"
 #include "compressors/core/spec_text.h"
 #include "compressors/core/workspace.h"
 #include "compressors/topk/topk_carried.h"
@@ -427,19 +426,7 @@ void TopKCodec::decode(const Context& ctx, std::span<const std::byte> body, Tens
   if (decode_mark(ctx, body, mode(), out)) return;
   Entries entries(*this, ctx, body, out.elements);
   fill_zero(out);
-  while (entries.next()) {
-    const auto indices = entries.indices();
-    const auto values = entries.values();
-    if (out.dtype == DType::kF32) {
-      topk::scatter(indices, values, 0, static_cast<float*>(out.data));
-      continue;
-    }
-    auto* to = static_cast<std::uint16_t*>(out.data);
-    for (std::size_t i = 0; i < indices.size(); ++i) {
-      to[indices[i]] =
-          out.dtype == DType::kBF16 ? to_bf16(values[i]).bits : to_fp16(values[i]).bits;
-    }
-  }
+  while (entries.next()) topk::scatter(entries.indices(), entries.values(), out);
 }
 
 void TopKCodec::accumulate(const Context& ctx, std::span<const std::byte> body, float weight,

@@ -78,8 +78,7 @@ std::uint32_t carried_threshold(const Context& ctx, const Carried& carried, doub
 }
 
 void restore_rounded(CarriedPass& pass, const Selection& selection) {
-  const Candidates& c = selection.entries;
-  scatter({c.index, pass.rounded}, {c.value, pass.rounded}, 0, selection.whole().next);
+  scatter_to_memories(selection, {selection.entries.value, pass.rounded});
   pass.rounded = 0;
   pass.settled = false;
 }

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "compressors/core/convert.h"
+
 namespace thinwire::topk {
 namespace {
 
@@ -210,6 +212,15 @@ std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
              std::uint32_t first, float* out) {
   visit_scattered(indices, first, out, [&](std::size_t i) { out[indices[i] - first] = values[i]; });
+}
+
+void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
+             TensorView out) {
+  if (out.dtype == DType::kF32) return scatter(indices, values, 0, static_cast<float*>(out.data));
+  auto* to = static_cast<std::uint16_t*>(out.data);
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    to[indices[i]] = out.dtype == DType::kBF16 ? to_bf16(values[i]).bits : to_fp16(values[i]).bits;
+  }
 }
 
 void scatter_add(std::span<const std::uint32_t> indices, std::span<const float> values,

@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "compressors/topk/topk.h"
 #include "tests/support/allocations.h"
 #include "tests/support/patterns.h"
+#include "tests/support/scratch.h"
 #include "tests/support/simd_targets.h"
 
 namespace thinwire {
@@ -47,22 +47,6 @@ std::int64_t sum_of(const std::vector<std::int64_t>& sizes) {
   for (const std::int64_t size : sizes) n += size;
   return n;
 }
-
-// Scratch of exactly the size asked for, aligned to 64, so that sanitizers see overruns.
-class Scratch {
- public:
-  explicit Scratch(std::size_t bytes)
-      : data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))),
-        bytes_(bytes) {}
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  std::span<std::byte> span() { return {data_, bytes_}; }
-
- private:
-  std::byte* data_;
-  std::size_t bytes_;
-};
 
 struct Encoded {
   EncodeResult result;
