@@ -64,8 +64,10 @@ void adam_step(const AdamOptions& options, std::int64_t step, TensorView grad,
                std::span<float> weights, std::span<float> m, std::span<float> v);
 
 // 1-bit Adam with a frozen variance (Tang et al., ICML 2021, arXiv 2102.02888, algorithm 1). Where
-// v is 0, an element had no gradient as long as v was measured: it sends 0 and is never updated,
-// whatever stands in the gradient there.
+// v is 0, an element had no gradient as long as v was measured (with decoupled weight decay: the
+// other one enters v): it sends 0 and is never updated, whatever stands in the gradient there.
+// Neither function corrects bias: after Adam steps that did, v is divided once by
+// bias_correction(beta2, steps), m likewise, and updates go on at the same size.
 
 // Before the exchange: out = m + (1 - beta1)(g - m), 0 where v is 0. `out` has n elements, fp32 or
 // the gradient's dtype (then rounded to nearest even), and may be the gradient itself.
