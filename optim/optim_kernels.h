@@ -1,0 +1,89 @@
+// The optimizers' updates over flat memory, each in one pass. Weights and state are fp32; gradients
+// fp32, bf16, fp16 or fp64, read as fp32. n is the gradient's element count and the length of every
+// span; any n >= 0, any alignment that the element's size allows. Memory is the caller's, nothing
+// is allocated; spans do not overlap each other or the gradient unless said so.
+//
+// Every element depends on the inputs of its place only, in a fixed order of fp32 operations, none
+// contracted: ranges may be split between threads, and all SIMD targets give the same bits. NaN or
+// Inf in a gradient goes into the state and the weight of its own element and nowhere else; of NaN
+// results the bits are not promised. A zeroed state is the state before the first step.
+//
+// Pure functions, thread-safe on different memory. InvalidArgument when lengths differ, where state
+// is missing that the options need, and for other dtypes, before anything is written. The options'
+// ranges are the caller's to check.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "compressors/core/tensor_view.h"
+
+namespace thinwire::optim {
+
+struct SgdOptions {
+  double lr = 1e-3;
+  double momentum = 0;      // M in [0, 1)
+  double weight_decay = 0;  // wd >= 0
+  bool nesterov = false;    // with momentum > 0
+};
+
+// torch.optim.SGD, dampening 0:
+//   d = g + wd w;  u <- M u + d;  w <- w - lr u,  nesterov: w <- w - lr (d + M u).
+// `velocity` is u; it may be empty when momentum is 0.
+void sgd_step(const SgdOptions& options, TensorView grad, std::span<float> weights,
+              std::span<float> velocity);
+
+// What follows the exchange in Deep Gradient Compression (Lin et al., ICLR 2018, arXiv 1712.01887):
+// `mean` has had its momentum before it was compressed, weight decay has one of its own:
+//   b <- M b + wd w;  w <- w - lr (mean + b),  nesterov: w <- w - lr (mean + wd w + M b).
+// Momentum being linear, both together are sgd_step where nothing is lost to compression.
+// `decay_velocity` is b; it may be empty when weight_decay is 0.
+void dgc_step(const SgdOptions& options, TensorView mean, std::span<float> weights,
+              std::span<float> decay_velocity);
+
+struct AdamOptions {
+  double lr = 1e-3;
+  double beta1 = 0.9;       // in [0, 1)
+  double beta2 = 0.999;     // in [0, 1)
+  double eps = 1e-8;        // > 0
+  double weight_decay = 0;  // wd >= 0
+  bool decoupled = false;   // AdamW (Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101)
+  bool bias_correction = true;
+};
+
+// 1 - beta^step by multiplications alone: the same bits whatever the C library. beta in [0, 1),
+// step >= 0.
+double bias_correction(double beta, std::int64_t step);
+
+// Adam (Kingma and Ba, ICLR 2015, arXiv 1412.6980, algorithm 1) as torch.optim.Adam and AdamW:
+//   g <- g + wd w unless decoupled;  m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;
+//   w <- w - lr (m^ / (sqrt(v^) + eps) + wd w if decoupled)
+// with m^ = m / (1 - beta1^step), v^ = v / (1 - beta2^step), or m and v without bias correction.
+// `step` is this step's number, from 1; InvalidArgument below.
+void adam_step(const AdamOptions& options, std::int64_t step, TensorView grad,
+               std::span<float> weights, std::span<float> m, std::span<float> v);
+
+// 1-bit Adam with a frozen variance (Tang et al., ICML 2021, arXiv 2102.02888, algorithm 1). Where
+// v is 0, an element had no gradient as long as v was measured (with decoupled weight decay: the
+// other one enters v): it sends 0 and is never updated, whatever stands in the gradient there.
+// Neither function corrects bias: after Adam steps that did, v is divided once by
+// bias_correction(beta2, steps), m likewise, and updates go on at the same size.
+
+// Before the exchange: out = m + (1 - beta1)(g - m), 0 where v is 0. `out` has n elements, fp32 or
+// the gradient's dtype (then rounded to nearest even), and may be the gradient itself.
+void local_momentum(double beta1, TensorView grad, std::span<const float> m,
+                    std::span<const float> v, TensorView out);
+
+// After it: m <- reduced;  w <- w - lr (m / (sqrt(v) + eps) + wd w). Where v is 0, m <- 0 and w
+// stays. Of the options lr, eps and weight_decay are read. `reduced` as a gradient above.
+void frozen_adam_step(const AdamOptions& options, TensorView reduced, std::span<float> weights,
+                      std::span<float> m, std::span<const float> v);
+
+// The sum of |x| in fp64, the same bits on every SIMD target: in blocks of kNormBlock, element i of
+// a block on lane i mod kNormLanes, the lanes added as a binary tree, the blocks in order. 0 for
+// none, NaN when any is NaN.
+inline constexpr std::size_t kNormBlock = 4096;
+inline constexpr std::size_t kNormLanes = 16;
+double l1_norm(std::span<const float> values);
+
+}  // namespace thinwire::optim
