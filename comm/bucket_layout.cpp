@@ -18,8 +18,8 @@ struct Split {
   Members dense64;  // fp64
 };
 
-bool compressed_at(const Codec& codec, std::uint64_t step) {
-  return !codec.is_none() && step >= codec.options.start_step;
+bool compressed_at(const LayoutContext& context, const Codec& codec, std::uint64_t step) {
+  return context.mode == StepMode::kPolicy && !codec.is_none() && step >= codec.options.start_step;
 }
 
 Split split_layers(const LayoutContext& context, const std::vector<std::size_t>& indices,
@@ -28,7 +28,7 @@ Split split_layers(const LayoutContext& context, const std::vector<std::size_t>&
   for (std::size_t i = 0; i < indices.size(); ++i) {
     const Layer& layer = context.layers[indices[i]];
     const Codec& codec = context.plan.choices[indices[i]].codec;
-    if (!compressed_at(codec, step)) {
+    if (!compressed_at(context, codec, step)) {
       (layer.dtype == DType::kF64 ? split.dense64 : split.dense).push_back(i);
     } else if (codec.linear) {
       split.linear.push_back(i);
@@ -73,7 +73,7 @@ std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
     entry.dtype = layer.dtype;
     entry.key_hash = context.key_hashes[indices[i]];
     entry.names_nonfinite = codec.options.nonfinite == NonFinite::kError;
-    if (compressed_at(codec, step)) {
+    if (compressed_at(context, codec, step)) {
       entry.payload = codec.payload_at(step);
       entry.linear = codec.linear.get();
     }
@@ -85,10 +85,13 @@ std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
 
 BucketLayout make_bucket_layout(const LayoutContext& context,
                                 const std::vector<std::size_t>& indices, std::uint64_t step) {
+  BucketLayout layout;
+  if (context.mode == StepMode::kLocal) {
+    return layout;
+  }
   Split split = split_layers(context, indices, step);
   let_small_layers_ride(context, indices, split);
 
-  BucketLayout layout;
   const auto add = [&](Members members, auto&& make) {
     if (members.empty()) {
       return;

@@ -10,6 +10,7 @@
 
 #include "comm/communicator.h"
 #include "comm/exchange.h"
+#include "comm/gradient_method.h"
 #include "comm/policy.h"
 
 namespace thinwire {
@@ -36,10 +37,12 @@ struct LayoutContext {
   const Plan& plan;
   const std::vector<std::uint64_t>& key_hashes;  // one a layer
   MemoryStore& memories;
+  StepMode mode = StepMode::kPolicy;
   std::size_t ride_along_bytes = 0;
 };
 
-// `indices`: the bucket's layers. Layers whose policy starts after `step` go dense.
+// `indices`: the bucket's layers. Layers whose policy starts after `step` go dense, and so do all
+// in kDense; in kLocal there are no groups.
 BucketLayout make_bucket_layout(const LayoutContext& context,
                                 const std::vector<std::size_t>& indices, std::uint64_t step);
 

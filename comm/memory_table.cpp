@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
+#include <type_traits>
 #include <utility>
 
+#include "compressors/core/codec_support.h"
 #include "compressors/core/error.h"
 
 namespace thinwire {
@@ -60,7 +63,46 @@ Memory* MemoryTable::memory(std::string_view name, std::int64_t begin, std::int6
   if (!info_[found->second].remembers) {
     return nullptr;
   }
-  return &at({found->second, role, begin, end});
+  const Slot slot{found->second, role, begin, end};
+  cut_restored(slot);
+  return &at(slot);
+}
+
+// A restored memory whose range holds that of `wanted` becomes one of that range, and others of
+// what is left: with another number of ranks layers are cut at other places.
+void MemoryTable::cut_restored(const Slot& wanted) {
+  const auto whole = std::find_if(restored_.begin(), restored_.end(), [&](const Slot& slot) {
+    return slot.layer == wanted.layer && slot.role == wanted.role && slot.begin <= wanted.begin &&
+           slot.end >= wanted.end;
+  });
+  if (whole == restored_.end()) {
+    return;
+  }
+  const Slot old = *whole;
+  restored_.erase(whole);
+  if (old == wanted) {
+    return;
+  }
+  const std::unique_ptr<Memory> memory = std::move(memories_.extract(old).mapped());
+  std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+  memory->read(residual);
+  const auto part = [&](std::int64_t begin, std::int64_t end) {
+    if (begin == end) {
+      return;
+    }
+    const Slot slot{old.layer, old.role, begin, end};
+    const auto of = [&](std::span<const float> values) {
+      return values.subspan(static_cast<std::size_t>(begin - old.begin),
+                            static_cast<std::size_t>(end - begin));
+    };
+    Memory& piece = at(slot);
+    piece.restore(of(residual));
+    if (!memory->velocity().empty()) piece.restore_velocity(of(memory->velocity()));
+    if (slot != wanted) restored_.insert(slot);
+  };
+  part(old.begin, wanted.begin);
+  part(wanted.begin, wanted.end);
+  part(wanted.end, old.end);
 }
 
 Memory& MemoryTable::at(const Slot& slot) {
@@ -112,6 +154,47 @@ void MemoryTable::scale(float factor) {
   for (auto& [slot, memory] : memories_) {
     memory->scale(factor);
   }
+}
+
+void MemoryTable::scale(std::span<const float> factors) {
+  for (auto& [slot, memory] : memories_) {
+    memory->scale(factors[slot.layer]);
+  }
+}
+
+void MemoryTable::release(std::size_t layer, TensorView grad) {
+  for (auto& [slot, memory] : memories_) {
+    if (slot.layer != layer || slot.role != MemoryRole::kWorker) {
+      continue;
+    }
+    std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+    memory->read(residual);
+    visit(grad.slice(slot.begin, slot.end), [&](auto* values) {
+      using T = std::remove_pointer_t<decltype(values)>;
+      for (std::size_t i = 0; i < residual.size(); ++i) {
+        values[i] = from_float<T>(to_float(values[i]) + residual[i]);
+      }
+    });
+    memory->clear();
+  }
+}
+
+std::vector<double> MemoryTable::residual_norms() const {
+  std::vector<double> norms(layers_.size());
+  std::vector<float> residual;
+  for (const auto& [slot, memory] : memories_) {
+    if (slot.role == MemoryRole::kWorker) {
+      residual.resize(static_cast<std::size_t>(memory->elements()));
+      memory->read(residual);
+      for (const float value : residual) {
+        norms[slot.layer] += static_cast<double>(value) * static_cast<double>(value);
+      }
+    }
+  }
+  for (double& norm : norms) {
+    norm = std::sqrt(norm);
+  }
+  return norms;
 }
 
 std::string MemoryTable::key_text(const Slot& slot, Part part) const {
@@ -187,7 +270,11 @@ void MemoryTable::restore(const std::vector<StateEntry>& entries) {
   for (auto& [slot, memory] : memories_) {
     memory->clear();
   }
+  restored_.clear();
   for (const auto& [place, entry] : wanted) {
+    if (!memories_.contains(place.first)) {
+      restored_.insert(place.first);
+    }
     Memory& memory = at(place.first);
     switch (place.second) {
       case Part::kResidual:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,6 +35,13 @@ class MemoryTable final : public MemoryStore {
   void commit();
   void rollback();
   void scale(float factor);
+  // factors[i]: of layer i.
+  void scale(std::span<const float> factors);
+  // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
+  std::vector<double> residual_norms() const;
+
+  // Adds what the layer's workers hold to its gradient, rounded once, and clears it.
+  void release(std::size_t layer, TensorView grad);
 
   // Bytes held now, all generations.
   std::size_t bytes() const;
@@ -65,11 +73,13 @@ class MemoryTable final : public MemoryStore {
   std::string key_text(const Slot& slot, Part part) const;
   std::pair<Slot, Part> parse_key(const std::string& key) const;
   Memory& at(const Slot& slot);
+  void cut_restored(const Slot& wanted);
 
   const std::vector<Layer>& layers_;
   std::unordered_map<std::string_view, std::size_t> index_;
   std::vector<LayerInfo> info_;
   std::map<Slot, std::unique_ptr<Memory>> memories_;
+  std::set<Slot> restored_;  // those of memories_ that memory() has not given out yet
 };
 
 }  // namespace thinwire

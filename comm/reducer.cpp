@@ -1,6 +1,7 @@
 #include "comm/reducer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -107,6 +108,7 @@ class GradientReducer::Impl {
         if (entry.source.data != nullptr) {
           std::memmove(entry.grad.data, entry.source.data, entry.grad.bytes());
         }
+        memories_->release(entry.layer, entry.grad);
       }
       reduction->complete(nullptr);
       if (done) {
@@ -121,6 +123,59 @@ class GradientReducer::Impl {
     }
     return reduction;
   }
+
+  void follow(std::shared_ptr<GradientMethod> method) {
+    const std::lock_guard lock(mutex_);
+    quiesce("follow()");
+    if (method_) {
+      throw InvalidArgument("rank " + std::to_string(rank_) +
+                            ": the reducer follows an optimizer already; expected one\nhint: give "
+                            "each model, and so each reducer, one optimizer");
+    }
+    if (const std::uint64_t step = thread_ ? thread_->counters().step : solo_steps_; step > 0) {
+      throw InvalidArgument("rank " + std::to_string(rank_) + ": step " + std::to_string(step) +
+                            " of the reducer; expected an optimizer before the first one\nhint: "
+                            "make the optimizer before the first backward pass");
+    }
+    const std::vector<Policy::Choice> before = plan_.choices;
+    try {
+      for (std::size_t i = 0; i < layers_.size(); ++i) {
+        Codec& codec = plan_.choices[i].codec;
+        const std::string options =
+            codec.is_none() ? std::string() : method->codec_options(i, codec);
+        if (!options.empty()) {
+          codec = make_codec(codec.spec + options);
+        }
+      }
+    } catch (...) {
+      plan_.choices = before;
+      throw;
+    }
+    method_ = std::move(method);
+    if (thread_) {
+      thread_->follow(*method_);
+    }
+  }
+
+  void scale_memories(std::span<const float> factors) {
+    if (factors.size() != layers_.size()) {
+      throw InvalidArgument("rank " + std::to_string(rank_) + ": " +
+                            std::to_string(factors.size()) + " factors, expected " +
+                            std::to_string(layers_.size()) + ", one a layer");
+    }
+    const std::lock_guard lock(mutex_);
+    quiesce("scale_memories()");
+    memories_->scale(factors);
+  }
+
+  std::vector<double> residual_norms() const {
+    const std::lock_guard lock(mutex_);
+    quiesce("residual_norms()");
+    return memories_->residual_norms();
+  }
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
 
   void abandon_step() {
     std::shared_ptr<PendingReduction> reduction;
@@ -184,6 +239,7 @@ class GradientReducer::Impl {
     return stats;
   }
 
+  double loss_scale() const { return loss_scale_; }
   const Plan& plan() const { return plan_; }
   const std::vector<Layer>& layers() const { return layers_; }
   std::string summary() const { return summarise(layers_, policy_, plan_, size_); }
@@ -364,8 +420,9 @@ class GradientReducer::Impl {
   mutable std::mutex mutex_;  // of the caller's side: the open step
   std::vector<std::uint8_t> seen_;
   bool open_ = false;
-  double loss_scale_ = 1;
-  std::uint64_t solo_steps_ = 0;         // world size 1
+  std::atomic<double> loss_scale_ = 1;
+  std::uint64_t solo_steps_ = 0;  // world size 1
+  std::shared_ptr<GradientMethod> method_;
   std::optional<ReducerThread> thread_;  // last: ends first
 };
 
@@ -381,9 +438,19 @@ std::shared_ptr<Reduction> GradientReducer::reduce(Bucket bucket,
   return impl_->reduce(std::move(bucket), std::move(done));
 }
 
+void GradientReducer::follow(std::shared_ptr<GradientMethod> method) {
+  impl_->follow(std::move(method));
+}
+void GradientReducer::scale_memories(std::span<const float> factors) {
+  impl_->scale_memories(factors);
+}
+std::vector<double> GradientReducer::residual_norms() const { return impl_->residual_norms(); }
+int GradientReducer::rank() const { return impl_->rank(); }
+int GradientReducer::size() const { return impl_->size(); }
 void GradientReducer::abandon_step() { impl_->abandon_step(); }
 bool GradientReducer::last_step_skipped() const { return impl_->last_step_skipped(); }
 void GradientReducer::set_loss_scale(double scale) { impl_->set_loss_scale(scale); }
+double GradientReducer::loss_scale() const { return impl_->loss_scale(); }
 ReducerStats GradientReducer::stats() const { return impl_->stats(); }
 const Plan& GradientReducer::plan() const { return impl_->plan(); }
 const std::vector<Layer>& GradientReducer::layers() const { return impl_->layers(); }

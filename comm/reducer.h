@@ -15,11 +15,11 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/gradient_method.h"
 #include "comm/policy.h"
+#include "comm/reducer_state.h"
 
 namespace thinwire {
-
-enum class ReduceOp : std::uint8_t { kMean, kSum };
 
 struct ReducerOptions {
   std::string stream = "grad";  // Key::stream
@@ -83,22 +83,6 @@ struct ReducerStats {
   std::vector<LayerStats> layers;
 };
 
-// A part of a memory, under its key. Restored bit for bit.
-struct StateEntry {
-  std::string
-      key;  // ROLE/NAME/BEGIN:END; ROLE: worker, owner, or worker.velocity, worker.state, ...
-  std::vector<float> values;
-};
-struct ReducerState {
-  int version = 1;
-  int rank = 0;
-  int world_size = 1;
-  std::uint64_t step = 0;
-  double loss_scale = 1;
-  std::string policy;
-  std::vector<StateEntry> entries;
-};
-
 class Reduction {
  public:
   virtual ~Reduction() = default;
@@ -123,9 +107,18 @@ class GradientReducer {
   // communication thread when the bucket's result is in place, with the error if there was one;
   // it must not call back into the reducer. Errors of use (unknown layer, wrong size or dtype, a
   // layer twice in a step) throw here, with rank and layer named.
-  // World size 1: the result is the gradient (kMean, kSum alike), nothing is encoded.
+  // World size 1: the result is the gradient (kMean, kSum alike), nothing is encoded; residuals
+  // that restore() brought are added to it once.
   std::shared_ptr<Reduction> reduce(Bucket bucket,
                                     std::function<void(std::exception_ptr)> done = {});
+
+  // Lets an optimizer say how gradients are reduced. Before the first step, once; kept until the
+  // reducer ends. InvalidArgument otherwise; PolicyError when a layer's codec does not take the
+  // method's options. MismatchError from the first reduction when ranks differ in its fields.
+  void follow(std::shared_ptr<GradientMethod> method);
+  // Multiplies this rank's memories, factors[i] those of layer i: what is reduced comes in another
+  // unit from now on. Between steps only.
+  void scale_memories(std::span<const float> factors);
 
   // Ends a step whose remaining buckets will not come: waits for what is in flight, then rolls its
   // memory back. Counts as a skipped step. Every rank must call it at the same place. Nothing when
@@ -137,15 +130,20 @@ class GradientReducer {
   bool last_step_skipped() const;
   // New gradients come multiplied by `scale`: residuals are rescaled to match. Between steps only.
   void set_loss_scale(double scale);
+  double loss_scale() const;
 
   ReducerStats stats() const;
+  // The L2 norm of this rank's residual, one a layer; 0 where it has none. Between steps only.
+  std::vector<double> residual_norms() const;
   const Plan& plan() const;
   const std::vector<Layer>& layers() const;
+  int rank() const;
+  int size() const;
   // One paragraph for the log: what is compressed how, what goes dense and why, memory to be taken.
   std::string summary() const;
 
   // Between steps only. restore: InvalidArgument for another version, rank, world size, policy or
-  // layer table, naming expected and got.
+  // layer table, naming expected and got. For another world size see reshard().
   ReducerState state() const;
   void restore(const ReducerState& state);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "comm/handshake.h"
 #include "comm/peer_lost.h"
 #include "comm/wire_bytes.h"
 #include "compressors/core/context.h"
@@ -115,6 +116,13 @@ void ReducerThread::set_step(std::uint64_t step) {
   const std::lock_guard lock(mutex_);
   step_ = step;
   counters_.step = step;
+  compare_method_ = method_ != nullptr;
+}
+
+void ReducerThread::follow(GradientMethod& method) {
+  const std::lock_guard lock(mutex_);
+  method_ = &method;
+  compare_method_ = true;
 }
 
 ReducerCounters ReducerThread::counters() const {
@@ -215,10 +223,11 @@ std::optional<ReductionJob> ReducerThread::await_bucket() {
 }
 
 BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
-  LayoutKey key{phase_at(plan_, step_), {}};
+  std::vector<std::size_t> layers;
   for (const BucketLayer& entry : bucket.layers) {
-    key.second.push_back(entry.layer);
+    layers.push_back(entry.layer);
   }
+  LayoutKey key{std::move(layers), phase_at(plan_, step_), mode_};
   const auto found = layouts_.find(key);
   if (found != layouts_.end()) {
     return found->second;
@@ -228,9 +237,38 @@ BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
                               .plan = plan_,
                               .key_hashes = key_hashes_,
                               .memories = memories_,
+                              .mode = mode_,
                               .ride_along_bytes = options_.ride_along_bytes};
-  BucketLayout layout = make_bucket_layout(context, key.second, step_);
+  BucketLayout layout = make_bucket_layout(context, std::get<0>(key), step_);
   return layouts_.emplace(std::move(key), std::move(layout)).first->second;
+}
+
+void ReducerThread::begin_step() {
+  GradientMethod* method = nullptr;
+  bool compare = false;
+  {
+    const std::lock_guard lock(mutex_);
+    method = method_;
+    compare = std::exchange(compare_method_, false);
+  }
+  if (compare) {
+    shake_hands(*comm_, method->fields(), Clock::now() + options_.deadline);
+  }
+  mode_ = method == nullptr ? StepMode::kPolicy : method->begin_step();
+}
+
+// Where a layer is read and written, after the step's method has seen it.
+Gradient ReducerThread::prepare(BucketLayer& entry) {
+  Gradient gradient{.source = entry.source.data == nullptr ? entry.grad : entry.source,
+                    .mean = entry.grad,
+                    .owner = std::move(entry.owner)};
+  if (method_ != nullptr) {
+    const TensorView out = gradient.owner ? gradient.source : gradient.mean;
+    if (method_->prepare(entry.layer, gradient.source, out)) {
+      gradient.source = out;
+    }
+  }
+  return gradient;
 }
 
 void ReducerThread::begin(ReductionJob job) {
@@ -240,20 +278,26 @@ void ReducerThread::begin(ReductionJob job) {
   waiting_for_ = &bucket;
   wait_began_ = Clock::now();
   arm();
+  if (active_.size() == 1) {
+    begin_step();
+  }
   bucket.layout = &layout_of(bucket.job.bucket);
   bucket.layout->last_step = step_;
   const float weight =
       options_.op == ReduceOp::kMean ? 1.0F / static_cast<float>(comm_->size()) : 1.0F;
   std::int64_t elements = 0;
+  for (const BucketLayer& entry : bucket.job.bucket.layers) {
+    elements += entry.grad.elements;
+    if (mode_ == StepMode::kLocal && entry.source.data != nullptr) {
+      std::memmove(entry.grad.data, entry.source.data, entry.grad.bytes());
+    }
+  }
   for (BucketGroup& group : bucket.layout->groups) {
     std::vector<Gradient> grads;
     grads.reserve(group.members.size());
     for (const std::size_t member : group.members) {
       BucketLayer& entry = bucket.job.bucket.layers[member];
-      grads.push_back({.source = entry.source.data == nullptr ? entry.grad : entry.source,
-                       .mean = entry.grad,
-                       .owner = std::move(entry.owner)});
-      elements += entry.grad.elements;
+      grads.push_back(prepare(entry));
     }
     group.issued = 0;
     group.transfer = group.exchange->start(step_, weight, grads);
@@ -478,9 +522,16 @@ void ReducerThread::complete(ActiveBucket& bucket, const std::exception_ptr& err
 }
 
 // A framework that rebuilds its buckets never comes back to the old ones.
+// Nor to one of an earlier phase; but modes come and go.
 void ReducerThread::drop_stale_layouts() {
-  std::erase_if(layouts_,
-                [this](const auto& entry) { return entry.second.last_step + 2 <= step_; });
+  const auto fresh = [this](const BucketLayout& layout) { return layout.last_step + 2 > step_; };
+  std::erase_if(layouts_, [&](const auto& entry) {
+    const auto& [layers, phase, mode] = entry.first;
+    return !std::any_of(layouts_.begin(), layouts_.end(), [&](const auto& other) {
+      return std::get<0>(other.first) == layers && std::get<1>(other.first) == phase &&
+             fresh(other.second);
+    });
+  });
 }
 
 void ReducerThread::publish(bool skipped) {
@@ -491,7 +542,7 @@ void ReducerThread::publish(bool skipped) {
     for (const BucketGroup& group : layout.groups) {
       buffer_bytes += group.exchange->buffer_bytes();
       for (std::size_t i = 0; layout.last_step == step_ && i < group.members.size(); ++i) {
-        counters_.joint_bytes[key.second[group.members[i]]] = group.exchange->joint_bytes(i);
+        counters_.joint_bytes[std::get<0>(key)[group.members[i]]] = group.exchange->joint_bytes(i);
       }
     }
   }

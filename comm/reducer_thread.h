@@ -22,12 +22,14 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "comm/bucket_layout.h"
 #include "comm/communicator.h"
 #include "comm/exchange.h"
+#include "comm/gradient_method.h"
 #include "comm/memory_table.h"
 #include "comm/policy.h"
 #include "comm/reducer.h"
@@ -86,6 +88,8 @@ class ReducerThread {
   void wait_idle() const;
   // Between steps, when idle.
   void set_step(std::uint64_t step);
+  // Between steps, when idle; the method outlives the thread.
+  void follow(GradientMethod& method);
 
   ReducerCounters counters() const;
   // A step failed for good; submit() throws.
@@ -104,7 +108,9 @@ class ReducerThread {
   std::optional<ReductionJob> await_step();
   std::optional<ReductionJob> await_bucket();
 
+  void begin_step();
   void begin(ReductionJob job);
+  Gradient prepare(BucketLayer& entry);
   void issue_next(std::size_t newest);
   bool fully_issued(const ActiveBucket& bucket) const;
   bool all_done(const ActiveBucket& bucket) const;
@@ -132,7 +138,7 @@ class ReducerThread {
   void publish(bool skipped);
 
   // Layouts are destroyed after the communicator, whose threads may still know their buffers.
-  using LayoutKey = std::pair<std::uint64_t, std::vector<std::size_t>>;  // phase, layers
+  using LayoutKey = std::tuple<std::vector<std::size_t>, std::uint64_t, StepMode>;  // layers, phase
   std::map<LayoutKey, BucketLayout> layouts_;
   const std::unique_ptr<Communicator> comm_;
   const std::vector<Layer>& layers_;
@@ -145,6 +151,7 @@ class ReducerThread {
 
   // The step on its way.
   std::atomic<std::uint64_t> step_{0};  // the watchdog reads it, too
+  StepMode mode_ = StepMode::kPolicy;
   std::deque<ActiveBucket> active_;
   std::vector<std::uint8_t> flagged_;  // one a layer: NaN or Inf on some rank
   // What this rank can tell of the first of them, by layer.
@@ -164,6 +171,8 @@ class ReducerThread {
   bool idle_ = true;
   std::exception_ptr failure_;
   ReducerCounters counters_;
+  GradientMethod* method_ = nullptr;
+  bool compare_method_ = false;  // with the other ranks', before the next step
 
   std::atomic<bool> aborted_{false};
   std::optional<Watchdog> watchdog_;

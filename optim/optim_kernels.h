@@ -51,6 +51,12 @@ struct AdamOptions {
   bool bias_correction = true;
 };
 
+// How often m and v have been updated, this step included: what their bias corrections go by.
+struct AdamSteps {
+  std::int64_t m = 1;
+  std::int64_t v = 1;
+};
+
 // 1 - beta^step by multiplications alone: the same bits whatever the C library. beta in [0, 1),
 // step >= 0.
 double bias_correction(double beta, std::int64_t step);
@@ -58,10 +64,16 @@ double bias_correction(double beta, std::int64_t step);
 // Adam (Kingma and Ba, ICLR 2015, arXiv 1412.6980, algorithm 1) as torch.optim.Adam and AdamW:
 //   g <- g + wd w unless decoupled;  m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;
 //   w <- w - lr (m^ / (sqrt(v^) + eps) + wd w if decoupled)
-// with m^ = m / (1 - beta1^step), v^ = v / (1 - beta2^step), or m and v without bias correction.
-// `step` is this step's number, from 1; InvalidArgument below.
-void adam_step(const AdamOptions& options, std::int64_t step, TensorView grad,
+// with m^ = m / (1 - beta1^steps.m), v^ = v / (1 - beta2^steps.v), or m and v without bias
+// correction.
+// InvalidArgument for steps below 1.
+void adam_step(const AdamOptions& options, AdamSteps steps, TensorView grad,
                std::span<float> weights, std::span<float> m, std::span<float> v);
+
+// The same with v as it is (0/1 Adam between the steps that measure it). Where v is 0 nothing
+// changes.
+void momentum_adam_step(const AdamOptions& options, AdamSteps steps, TensorView grad,
+                        std::span<float> weights, std::span<float> m, std::span<const float> v);
 
 // 1-bit Adam with a frozen variance (Tang et al., ICML 2021, arXiv 2102.02888, algorithm 1). Where
 // v is 0, an element had no gradient as long as v was measured (with decoupled weight decay: the
@@ -69,9 +81,19 @@ void adam_step(const AdamOptions& options, std::int64_t step, TensorView grad,
 // Neither function corrects bias: after Adam steps that did, v is divided once by
 // bias_correction(beta2, steps), m likewise, and updates go on at the same size.
 
-// Before the exchange: out = m + (1 - beta1)(g - m), 0 where v is 0. `out` has n elements, fp32 or
-// the gradient's dtype (then rounded to nearest even), and may be the gradient itself.
-void local_momentum(double beta1, TensorView grad, std::span<const float> m,
+// Divides both by their bias corrections, unless the options want none.
+void fold_bias(const AdamOptions& options, AdamSteps steps, std::span<float> m, std::span<float> v);
+
+struct MomentumOptions {
+  double beta1 = 0.9;     // in [0, 1)
+  double loss_scale = 1;  // what the gradient comes multiplied by, > 0; m does not
+  double factor = 1;      // what `out` is multiplied by
+};
+
+// Before the exchange: out = factor (S m + (1 - beta1)(g - S m)), S the loss scale; 0 where v is 0.
+// `out` has n elements, fp32 or the gradient's dtype (then rounded to nearest even), and may be the
+// gradient itself.
+void local_momentum(const MomentumOptions& options, TensorView grad, std::span<const float> m,
                     std::span<const float> v, TensorView out);
 
 // After it: m <- reduced;  w <- w - lr (m / (sqrt(v) + eps) + wd w). Where v is 0, m <- 0 and w
@@ -79,11 +101,59 @@ void local_momentum(double beta1, TensorView grad, std::span<const float> m,
 void frozen_adam_step(const AdamOptions& options, TensorView reduced, std::span<float> weights,
                       std::span<float> m, std::span<const float> v);
 
+// 0/1 Adam (Lu et al., ICLR 2023, arXiv 2202.06009, algorithm 1) with a frozen variance, masked as
+// above. u is what the local steps since the last exchange have added up to; weights at that
+// exchange, the same on all ranks, are kept as `anchor`.
+//
+// A step without exchange: m <- m + (1 - beta1)(g - m);  u <- u + lr m;
+//   w <- w - lr (m / (sqrt(v) + eps) + wd w).
+void local_adam_step(const AdamOptions& options, TensorView grad, std::span<float> weights,
+                     std::span<float> m, std::span<const float> v, std::span<float> u);
+// Before an exchange: out = S u + lr (S m + (1 - beta1)(g - S m)), with options.factor as lr.
+void local_sum(const MomentumOptions& options, TensorView grad, std::span<const float> m,
+               std::span<const float> v, std::span<const float> u, TensorView out);
+// After it, sum_lr > 0 being the sum of lr over those steps and this one:
+//   m <- reduced / sum_lr;  w, anchor <- anchor - (reduced / (sqrt(v) + eps) + sum_lr wd anchor);
+//   u <- 0.
+void sync_adam_step(const AdamOptions& options, double sum_lr, TensorView reduced,
+                    std::span<float> weights, std::span<float> m, std::span<const float> v,
+                    std::span<float> u, std::span<float> anchor);
+
+// LAMB (You et al., ICLR 2020, arXiv 1904.00962) in two passes, between which the size of the step
+// is chosen by the norms of all weights and of the whole update
+//   d = m^ / (sqrt(v^) + eps) + wd w.
+// Sums of squares in fp64, summed as in l1_norm.
+struct LambSums {
+  double weights = 0;    // of w
+  double update = 0;     // of d
+  double direction = 0;  // of d without wd w; frozen_lamb_moments only
+  float ratio = 0;       // largest (sqrt(v) + eps) / (sqrt(fresh) + eps); frozen_lamb_moments only
+};
+
+// m and v as in adam_step, decoupled; weights are only read.
+LambSums lamb_moments(const AdamOptions& options, AdamSteps steps, TensorView grad,
+                      std::span<const float> weights, std::span<float> m, std::span<float> v);
+// 1-bit LAMB (Li et al., HiPC 2022, arXiv 2104.06069) with a frozen variance, masked as above:
+//   m' <- reduced / factor;  g' = (m' - beta1 m) / (1 - beta1);  m <- m';
+//   fresh <- beta2 fresh + (1 - beta2) g'^2.
+LambSums frozen_lamb_moments(const AdamOptions& options, double factor, TensorView reduced,
+                             std::span<const float> weights, std::span<float> m,
+                             std::span<const float> v, std::span<float> fresh);
+// w <- w - lr trust d. Frozen: m and v as they are for m^ and v^, and where v is 0 w stays.
+void lamb_move(const AdamOptions& options, AdamSteps steps, double trust, std::span<float> weights,
+               std::span<const float> m, std::span<const float> v);
+void frozen_lamb_move(const AdamOptions& options, double trust, std::span<float> weights,
+                      std::span<const float> m, std::span<const float> v);
+
 // The sum of |x| in fp64, the same bits on every SIMD target: in blocks of kNormBlock, element i of
 // a block on lane i mod kNormLanes, the lanes added as a binary tree, the blocks in order. 0 for
 // none, NaN when any is NaN.
 inline constexpr std::size_t kNormBlock = 4096;
 inline constexpr std::size_t kNormLanes = 16;
 double l1_norm(std::span<const float> values);
+// The same of x^2.
+double square_sum(std::span<const float> values);
+// No NaN, no Inf.
+bool all_finite(TensorView values);
 
 }  // namespace thinwire::optim

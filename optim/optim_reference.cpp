@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <vector>
 
 #include "compressors/core/codec_support.h"
 
@@ -35,9 +36,9 @@ SgdFactors factors_of(const SgdOptions& o) {
           .nesterov = o.nesterov};
 }
 
-AdamFactors factors_of(const AdamOptions& o, std::int64_t step) {
+AdamFactors factors_of(const AdamOptions& o, AdamSteps steps) {
   if (!o.bias_correction) return with_corrections(o, 1, 1);
-  return with_corrections(o, bias_correction(o.beta1, step), bias_correction(o.beta2, step));
+  return with_corrections(o, bias_correction(o.beta1, steps.m), bias_correction(o.beta2, steps.v));
 }
 
 AdamFactors frozen_factors_of(const AdamOptions& options) {
@@ -46,12 +47,57 @@ AdamFactors frozen_factors_of(const AdamOptions& options) {
   return with_corrections(o, 1, 1);
 }
 
+MomentumFactors factors_of(const MomentumOptions& o) {
+  return {.m_mix = static_cast<float>(1 - o.beta1),
+          .loss_scale = static_cast<float>(o.loss_scale),
+          .factor = static_cast<float>(o.factor)};
+}
+
+SyncFactors factors_of(const AdamOptions& o, double sum_lr) {
+  return {.sum_lr = static_cast<float>(sum_lr),
+          .eps = static_cast<float>(o.eps),
+          .decay = static_cast<float>(sum_lr * o.weight_decay)};
+}
+
+LambFactors lamb_factors_of(const AdamOptions& options, AdamSteps steps) {
+  AdamOptions o = options;
+  o.lr = 1;
+  o.decoupled = true;
+  const AdamFactors f = factors_of(o, steps);
+  return {.m_mix = f.m_mix,
+          .v_keep = f.v_keep,
+          .v_mix = f.v_mix,
+          .eps = f.eps,
+          .size = f.size,
+          .decay = f.decay,
+          .beta1 = static_cast<float>(o.beta1),
+          .g_mix = static_cast<float>(1 / (1 - o.beta1)),
+          .factor = 1};
+}
+
+LambFactors frozen_lamb_factors_of(const AdamOptions& options, double factor) {
+  AdamOptions o = options;
+  o.bias_correction = false;
+  LambFactors f = lamb_factors_of(o, {});
+  f.factor = static_cast<float>(factor);
+  return f;
+}
+
 double bias_correction(double beta, std::int64_t step) {
   double power = 1;
   for (double square = beta; step > 0; step /= 2, square *= square) {
     if (step % 2 == 1) power *= square;
   }
   return 1 - power;
+}
+
+void fold_bias(const AdamOptions& options, AdamSteps steps, std::span<float> m,
+               std::span<float> v) {
+  if (!options.bias_correction) return;
+  const auto of_m = static_cast<float>(bias_correction(options.beta1, steps.m));
+  const auto of_v = static_cast<float>(bias_correction(options.beta2, steps.v));
+  for (float& x : m) x /= of_m;
+  for (float& x : v) x /= of_v;
 }
 
 void sgd_reference(const SgdFactors& f, TensorView grad, float* weights, float* velocity) {
@@ -93,14 +139,26 @@ void adam_reference(const AdamFactors& f, TensorView grad, float* weights, float
   });
 }
 
-void local_momentum_reference(float m_mix, TensorView grad, const float* m, const float* v,
-                              TensorView out) {
+void momentum_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
+                             const float* v) {
+  visit(grad, [&](const auto* gradient) {
+    for (std::int64_t i = 0; i < grad.elements; ++i) {
+      if (v[i] == 0) continue;
+      const float g = to_float(gradient[i]) + f.l2 * weights[i];
+      m[i] = mixed(m[i], g, f.m_mix);
+      weights[i] = moved(weights[i], m[i], v[i], f);
+    }
+  });
+}
+
+void local_momentum_reference(const MomentumFactors& f, TensorView grad, const float* m,
+                              const float* v, TensorView out) {
   visit(grad, [&](const auto* g) {
     visit(out, [&](auto* sent) {
       using T = std::remove_pointer_t<decltype(sent)>;
       for (std::int64_t i = 0; i < grad.elements; ++i) {
-        const float local = mixed(m[i], to_float(g[i]), m_mix);
-        sent[i] = from_float<T>(v[i] == 0 ? 0.0F : local);
+        const float local = mixed(f.loss_scale * m[i], to_float(g[i]), f.m_mix);
+        sent[i] = from_float<T>(v[i] == 0 ? 0.0F : f.factor * local);
       }
     });
   });
@@ -116,17 +174,142 @@ void frozen_adam_reference(const AdamFactors& f, TensorView reduced, float* weig
   });
 }
 
-double l1_norm_reference(std::span<const float> values) {
+void local_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
+                          const float* v, float* u) {
+  visit(grad, [&](const auto* g) {
+    for (std::int64_t i = 0; i < grad.elements; ++i) {
+      if (v[i] == 0) continue;
+      m[i] = mixed(m[i], to_float(g[i]), f.m_mix);
+      u[i] += f.size * m[i];
+      weights[i] = moved(weights[i], m[i], v[i], f);
+    }
+  });
+}
+
+void local_sum_reference(const MomentumFactors& f, TensorView grad, const float* m, const float* v,
+                         const float* u, TensorView out) {
+  visit(grad, [&](const auto* g) {
+    visit(out, [&](auto* sent) {
+      using T = std::remove_pointer_t<decltype(sent)>;
+      for (std::int64_t i = 0; i < grad.elements; ++i) {
+        const float local = mixed(f.loss_scale * m[i], to_float(g[i]), f.m_mix);
+        const float sum = f.loss_scale * u[i] + f.factor * local;
+        sent[i] = from_float<T>(v[i] == 0 ? 0.0F : sum);
+      }
+    });
+  });
+}
+
+void sync_adam_reference(const SyncFactors& f, TensorView reduced, float* weights, float* m,
+                         const float* v, float* u, float* anchor) {
+  visit(reduced, [&](const auto* mean) {
+    for (std::int64_t i = 0; i < reduced.elements; ++i) {
+      const float sum = v[i] == 0 ? 0.0F : to_float(mean[i]);
+      m[i] = sum / f.sum_lr;
+      u[i] = 0;
+      if (v[i] != 0) anchor[i] -= sum / (std::sqrt(v[i]) + f.eps) + f.decay * anchor[i];
+      weights[i] = anchor[i];
+    }
+  });
+}
+
+float lamb_element(const LambFactors& f, float grad, float weight, float& m, float& v) {
+  m = mixed(m, grad, f.m_mix);
+  v = f.v_keep * v + f.v_mix * grad * grad;
+  return f.size * m / (std::sqrt(v) + f.eps) + f.decay * weight;
+}
+
+FrozenLambElement frozen_lamb_element(const LambFactors& f, float reduced, float weight, float& m,
+                                      float v, float& fresh) {
+  if (v == 0) {
+    m = 0;
+    return {};
+  }
+  const float next = reduced / f.factor;
+  const float g = (next - f.beta1 * m) * f.g_mix;
+  m = next;
+  fresh = f.v_keep * fresh + f.v_mix * g * g;
+  const float root = std::sqrt(v) + f.eps;
+  const float direction = f.size * next / root;
+  return {.direction = direction,
+          .update = direction + f.decay * weight,
+          .ratio = root / (std::sqrt(fresh) + f.eps)};
+}
+
+LambSums lamb_moments_reference(const LambFactors& f, TensorView grad, const float* weights,
+                                float* m, float* v) {
+  const auto n = static_cast<std::size_t>(grad.elements);
+  std::vector<float> update(n);
+  visit(grad, [&](const auto* gradient) {
+    for (std::size_t i = 0; i < n; ++i) {
+      update[i] = lamb_element(f, to_float(gradient[i]), weights[i], m[i], v[i]);
+    }
+  });
+  return {.weights = square_sum_reference({weights, n}), .update = square_sum_reference(update)};
+}
+
+LambSums frozen_lamb_moments_reference(const LambFactors& f, TensorView reduced,
+                                       const float* weights, float* m, const float* v,
+                                       float* fresh) {
+  const auto n = static_cast<std::size_t>(reduced.elements);
+  std::vector<float> direction(n);
+  std::vector<float> update(n);
+  LambSums sums;
+  visit(reduced, [&](const auto* mean) {
+    for (std::size_t i = 0; i < n; ++i) {
+      const FrozenLambElement element =
+          frozen_lamb_element(f, to_float(mean[i]), weights[i], m[i], v[i], fresh[i]);
+      direction[i] = element.direction;
+      update[i] = element.update;
+      sums.ratio = std::max(sums.ratio, element.ratio);
+    }
+  });
+  sums.weights = square_sum_reference({weights, n});
+  sums.update = square_sum_reference(update);
+  sums.direction = square_sum_reference(direction);
+  return sums;
+}
+
+void lamb_move_reference(const LambFactors& f, float lr, bool masked, float* weights,
+                         const float* m, const float* v, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (masked && v[i] == 0) continue;
+    const float update = f.size * m[i] / (std::sqrt(v[i]) + f.eps) + f.decay * weights[i];
+    weights[i] -= lr * update;
+  }
+}
+
+namespace {
+
+template <typename Term>
+double sum_of(std::span<const float> values, Term&& term) {
   double sum = 0;
   for (std::size_t begin = 0; begin < values.size(); begin += kNormBlock) {
     const std::size_t n = std::min(kNormBlock, values.size() - begin);
     double lanes[kNormLanes] = {};
     for (std::size_t i = 0; i < n; ++i) {
-      lanes[i % kNormLanes] += std::fabs(static_cast<double>(values[begin + i]));
+      lanes[i % kNormLanes] += term(static_cast<double>(values[begin + i]));
     }
     sum += sum_lanes(lanes);
   }
   return sum;
+}
+
+}  // namespace
+
+double l1_norm_reference(std::span<const float> values) {
+  return sum_of(values, [](double x) { return std::fabs(x); });
+}
+
+double square_sum_reference(std::span<const float> values) {
+  return sum_of(values, [](double x) { return x * x; });
+}
+
+bool all_finite_reference(TensorView values) {
+  return visit(values, [&](const auto* x) {
+    return std::all_of(x, x + values.elements,
+                       [](auto value) { return is_finite(to_float(value)); });
+  });
 }
 
 double sum_lanes(double* lanes) {

@@ -27,17 +27,76 @@ struct AdamFactors {
   float size;
   float decay;
 };
-AdamFactors factors_of(const AdamOptions& options, std::int64_t step);
+AdamFactors factors_of(const AdamOptions& options, AdamSteps steps);
 AdamFactors frozen_factors_of(const AdamOptions& options);
 
 void sgd_reference(const SgdFactors& f, TensorView grad, float* weights, float* velocity);
 void dgc_reference(const SgdFactors& f, TensorView mean, float* weights, float* decay_velocity);
 void adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m, float* v);
-void local_momentum_reference(float m_mix, TensorView grad, const float* m, const float* v,
-                              TensorView out);
+void momentum_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
+                             const float* v);
+
+struct MomentumFactors {
+  float m_mix;  // 1 - beta1
+  float loss_scale;
+  float factor;
+};
+MomentumFactors factors_of(const MomentumOptions& options);
+void local_momentum_reference(const MomentumFactors& f, TensorView grad, const float* m,
+                              const float* v, TensorView out);
 void frozen_adam_reference(const AdamFactors& f, TensorView reduced, float* weights, float* m,
                            const float* v);
+
+// What leads from an anchor to the next one: w <- anchor - (reduced / (sqrt(v) + eps) + decay
+// anchor).
+struct SyncFactors {
+  float sum_lr;
+  float eps;
+  float decay;
+};
+SyncFactors factors_of(const AdamOptions& options, double sum_lr);
+void local_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
+                          const float* v, float* u);
+void local_sum_reference(const MomentumFactors& f, TensorView grad, const float* m, const float* v,
+                         const float* u, TensorView out);
+void sync_adam_reference(const SyncFactors& f, TensorView reduced, float* weights, float* m,
+                         const float* v, float* u, float* anchor);
+
+// d = size m / (sqrt(v) + eps) + decay w.
+struct LambFactors {
+  float m_mix;
+  float v_keep;
+  float v_mix;
+  float eps;
+  float size;
+  float decay;
+  float beta1;   // frozen only, as what follows
+  float g_mix;   // 1 / (1 - beta1)
+  float factor;  // m is `reduced` divided by it
+};
+LambFactors lamb_factors_of(const AdamOptions& options, AdamSteps steps);
+LambFactors frozen_lamb_factors_of(const AdamOptions& options, double factor);
+// One element: the new m and v (or fresh), and what is returned.
+float lamb_element(const LambFactors& f, float grad, float weight, float& m, float& v);
+struct FrozenLambElement {
+  float direction = 0;
+  float update = 0;
+  float ratio = 0;
+};
+FrozenLambElement frozen_lamb_element(const LambFactors& f, float reduced, float weight, float& m,
+                                      float v, float& fresh);
+LambSums lamb_moments_reference(const LambFactors& f, TensorView grad, const float* weights,
+                                float* m, float* v);
+LambSums frozen_lamb_moments_reference(const LambFactors& f, TensorView reduced,
+                                       const float* weights, float* m, const float* v,
+                                       float* fresh);
+// `lr` is the step's size, trust included. masked: where v is 0 the weight stays.
+void lamb_move_reference(const LambFactors& f, float lr, bool masked, float* weights,
+                         const float* m, const float* v, std::int64_t n);
+
 double l1_norm_reference(std::span<const float> values);
+double square_sum_reference(std::span<const float> values);
+bool all_finite_reference(TensorView values);
 
 // Adds kNormLanes lanes as a binary tree; overwrites them.
 double sum_lanes(double* lanes);

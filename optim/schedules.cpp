@@ -48,12 +48,18 @@ FreezeRule::FreezeRule(const FreezeOptions& options) : options_(options), delta_
   require(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "a number in [0, 1)");
   require(options.ratio > 0 && options.ratio <= 1, "ratio", options.ratio, "a number in (0, 1]");
   require(options.min_steps >= 0, "min_steps", options.min_steps, "0 or more");
+  require(options.at_step >= 0, "freeze step", options.at_step, "1 or more, or 0 for the rule");
   delta_ = std::llround(1 / (1 - options.beta2));
 }
 
 bool FreezeRule::observe(double norm) {
   require(is_norm(norm), "norm of the variance", norm, "a finite number, 0 or more");
   if (frozen()) return true;
+  if (options_.at_step > 0) {
+    ++state_.steps;
+    if (state_.steps >= options_.at_step) state_.frozen_after = state_.steps;
+    return frozen();
+  }
   const auto place = static_cast<std::size_t>(state_.steps % delta_);
   ++state_.steps;
   if (place == state_.norms.size()) {
@@ -70,10 +76,14 @@ bool FreezeRule::observe(double norm) {
 
 void FreezeRule::restore(FreezeState state) {
   require(state.steps >= 0, "saved steps", state.steps, "0 or more");
-  require(state.frozen_after == 0 || (state.frozen_after == state.steps && state.steps > delta_),
-          "saved frozen_after", state.frozen_after, "0, or the saved steps, more than delta");
-  require(state.norms.size() == static_cast<std::size_t>(std::min(state.steps, delta_)),
-          "saved norms: count", state.norms.size(), "one a step, delta at most");
+  require(state.frozen_after == 0 || state.frozen_after == state.steps, "saved frozen_after",
+          state.frozen_after, "0, or the saved steps");
+  if (options_.at_step > 0) {
+    state.norms.clear();
+  } else if (state.frozen_after == 0) {
+    require(state.norms.size() == static_cast<std::size_t>(std::min(state.steps, delta_)),
+            "saved norms: count", state.norms.size(), "one a step, delta at most");
+  }
   for (const double norm : state.norms) {
     require(is_norm(norm), "saved norm", norm, "a finite number, 0 or more");
   }

@@ -12,13 +12,15 @@ struct FreezeOptions {
   double beta2 = 0.999;        // in [0, 1)
   double ratio = 0.96;         // in (0, 1]
   std::int64_t min_steps = 0;  // >= 0: never before so many; the paper: the learning rate's warm-up
+  std::int64_t at_step = 0;    // >= 1: after so many, whatever the norms; 0: by the norms
 };
 
 // All of a FreezeRule that changes: to save and restore.
 struct FreezeState {
   std::int64_t steps = 0;         // observed so far
   std::int64_t frozen_after = 0;  // so many steps; 0: not frozen
-  // ||v||_1 of the last min(steps, delta) steps; that of step t, from 1, at (t - 1) mod delta.
+  // ||v||_1 of the last min(steps, delta) steps; that of step t, from 1, at (t - 1) mod delta. None
+  // with at_step.
   std::vector<double> norms = {};
 };
 
@@ -33,9 +35,10 @@ class FreezeRule {
   explicit FreezeRule(const FreezeOptions& options);
 
   // After each step that was applied: ||v||_1 of all parameters, v without bias correction (see
-  // l1_norm). Returns frozen(); once frozen, nothing changes. InvalidArgument for a negative norm,
-  // NaN or Inf. O(log steps).
+  // l1_norm); any number unless needs_norm(). Returns frozen(); once frozen, nothing changes.
+  // InvalidArgument for a negative norm, NaN or Inf. O(log steps).
   bool observe(double norm);
+  bool needs_norm() const { return options_.at_step == 0 && !frozen(); }
   bool frozen() const { return state_.frozen_after > 0; }
   std::int64_t delta() const { return delta_; }
 

@@ -1,0 +1,164 @@
+#include "optim/zero_one_adam.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "compressors/core/codec_support.h"
+
+namespace thinwire::optim {
+
+ZeroOneAdam::ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,
+                         std::vector<AdamOptions> groups, const ZeroOneOptions& schedule)
+    : Optimizer(reducer, "ZeroOneAdam", std::move(members)),
+      groups_(name(), Optimizer::groups(), decoupled(std::move(groups))),
+      schedule_(schedule),
+      var_freeze_step_(schedule.var_freeze_step),
+      sum_lr_(size()),
+      m_(add_slot("exp_avg", SlotKind::kLocal)),
+      v_(add_slot("exp_avg_sq", SlotKind::kShared)),
+      u_(add_slot("sum", SlotKind::kOptionalLocal)),
+      anchor_(add_slot("anchor", SlotKind::kOptional)) {
+  refuse_start("the optimizer's schedule says when gradients are compressed");
+}
+
+std::shared_ptr<ZeroOneAdam> ZeroOneAdam::make(GradientReducer& reducer,
+                                               std::vector<Member> members,
+                                               std::vector<AdamOptions> groups,
+                                               const ZeroOneOptions& schedule) {
+  std::shared_ptr<ZeroOneAdam> optimizer(
+      new ZeroOneAdam(reducer, std::move(members), std::move(groups), schedule));
+  reducer.follow(optimizer);
+  return optimizer;
+}
+
+ZeroOneStep ZeroOneAdam::next() const {
+  return any_compressed() ? schedule_.at(steps()) : ZeroOneStep::kVariance;
+}
+
+StepMode ZeroOneAdam::begin() {
+  groups_.begin();
+  kind_ = next();
+  switch (kind_) {
+    case ZeroOneStep::kVariance:
+      return StepMode::kDense;
+    case ZeroOneStep::kLocal:
+      return StepMode::kLocal;
+    case ZeroOneStep::kMomentum:
+    case ZeroOneStep::kSync:
+      break;
+  }
+  return StepMode::kPolicy;
+}
+
+bool ZeroOneAdam::before(std::size_t i, TensorView gradient, TensorView out) {
+  if (kind_ != ZeroOneStep::kSync) {
+    return false;
+  }
+  const AdamOptions& options = groups_.at_begin(group(i));
+  MomentumOptions momentum{.beta1 = options.beta1, .loss_scale = loss_scale()};
+  if (sum_lr_[i] + options.lr > 0) {
+    momentum.factor = options.lr;
+    local_sum(momentum, gradient, m_.values[i], v_.values[i], ensure(u_, i), out);
+  } else {  // nothing has moved: the momentum itself
+    local_momentum(momentum, gradient, m_.values[i], v_.values[i], out);
+  }
+  return true;
+}
+
+void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView reduced) {
+  if (kind_ == ZeroOneStep::kLocal) {
+    train_alone(i, weights, reduced);
+    return;
+  }
+  if (kind_ == ZeroOneStep::kSync) {
+    synchronise(i, weights, reduced);
+    return;
+  }
+  const AdamOptions options = groups_.now(group(i));
+  const bool measures = kind_ == ZeroOneStep::kVariance;
+  const AdamSteps now{.m = steps() + 1, .v = variance_steps_ + (measures ? 1 : 0)};
+  for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {
+    const std::span<float> m = slice(std::span(m_.values[i]), begin, end);
+    const std::span<float> v = slice(std::span(v_.values[i]), begin, end);
+    const std::span<float> w = slice(weights, begin, end);
+    if (measures) {
+      adam_step(options, now, reduced.slice(begin, end), w, m, v);
+    } else {
+      momentum_adam_step(options, now, reduced.slice(begin, end), w, m, v);
+    }
+  });
+}
+
+void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorView gradient) {
+  const AdamOptions options = groups_.now(group(i));
+  if (anchor_.values[i].empty()) {
+    anchor_.values[i].assign(weights.begin(), weights.end());
+  }
+  sum_lr_[i] += options.lr;
+  if (!all_finite(gradient)) {
+    return;
+  }
+  const std::span<float> u = ensure(u_, i);
+  for_ranges(gradient.elements, [&](std::int64_t begin, std::int64_t end) {
+    local_adam_step(options, gradient.slice(begin, end), slice(weights, begin, end),
+                    slice(std::span(m_.values[i]), begin, end),
+                    slice(std::span(v_.values[i]), begin, end), slice(u, begin, end));
+  });
+}
+
+void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorView reduced) {
+  AdamOptions options = groups_.now(group(i));
+  if (anchor_.values[i].empty()) {
+    anchor_.values[i].assign(weights.begin(), weights.end());
+  }
+  const std::span<float> m = m_.values[i];
+  const std::span<float> v = v_.values[i];
+  const double sum_lr = sum_lr_[i] + groups_.at_begin(group(i)).lr;
+  if (sum_lr > 0) {
+    const std::span<float> u = ensure(u_, i);
+    for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {
+      sync_adam_step(options, sum_lr, reduced.slice(begin, end), slice(weights, begin, end),
+                     slice(m, begin, end), slice(v, begin, end), slice(u, begin, end),
+                     slice(std::span(anchor_.values[i]), begin, end));
+    });
+  } else {
+    options.lr = 0;
+    frozen_adam_step(options, reduced, weights, m, v);
+  }
+  sum_lr_[i] = 0;
+}
+
+void ZeroOneAdam::end_update() {
+  if (!any_compressed()) {
+    ++variance_steps_;
+    return;
+  }
+  variance_steps_ += kind_ == ZeroOneStep::kVariance ? 1 : 0;
+  if (steps() == var_freeze_step_) {
+    begin_intervals();
+  }
+}
+
+void ZeroOneAdam::begin_intervals() {
+  std::vector<float> factors(layers(), 1.0F);
+  for (std::size_t i = 0; i < size(); ++i) {
+    const AdamOptions options = groups_.now(group(i));
+    fold_bias(options, {.m = steps(), .v = variance_steps_}, m_.values[i], v_.values[i]);
+    // A gradient would have moved weights by lr (1 - beta1) of it, over sqrt(v).
+    factors[layer_index(i)] = static_cast<float>(options.lr * (1 - options.beta1));
+  }
+  reducer().scale_memories(factors);
+}
+
+void ZeroOneAdam::save(Numbers& numbers) const {
+  numbers["variance_steps"] = {static_cast<double>(variance_steps_)};
+  numbers["sum_lr"] = sum_lr_;
+}
+
+void ZeroOneAdam::load(const Numbers& numbers) {
+  const std::vector<double>& sum_lr = expect(numbers, "sum_lr", size());
+  variance_steps_ = static_cast<std::int64_t>(expect(numbers, "variance_steps", 1)[0]);
+  sum_lr_ = sum_lr;
+}
+
+}  // namespace thinwire::optim
