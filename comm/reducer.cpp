@@ -194,6 +194,7 @@ class GradientReducer::Impl {
     reduction->wait();
   }
 
+  std::uint64_t steps() const { return thread_ ? thread_->counters().steps : solo_steps_; }
   bool last_step_skipped() const { return thread_ && thread_->counters().last_skipped; }
 
   void set_loss_scale(double scale) {
@@ -448,6 +449,7 @@ std::vector<double> GradientReducer::residual_norms() const { return impl_->resi
 int GradientReducer::rank() const { return impl_->rank(); }
 int GradientReducer::size() const { return impl_->size(); }
 void GradientReducer::abandon_step() { impl_->abandon_step(); }
+std::uint64_t GradientReducer::steps() const { return impl_->steps(); }
 bool GradientReducer::last_step_skipped() const { return impl_->last_step_skipped(); }
 void GradientReducer::set_loss_scale(double scale) { impl_->set_loss_scale(scale); }
 double GradientReducer::loss_scale() const { return impl_->loss_scale(); }

@@ -125,6 +125,8 @@ class GradientReducer {
   // no step is open.
   void abandon_step();
 
+  // Finished so far: committed or rolled back.
+  std::uint64_t steps() const;
   // The last finished step was rolled back (NaN/Inf somewhere, or abandoned); the same on every
   // rank.
   bool last_step_skipped() const;

@@ -89,6 +89,45 @@ void DgcSgd::update(std::size_t i, std::span<float> weights, TensorView reduced)
   });
 }
 
+void DgcSgd::save(Numbers& numbers) const {
+  numbers["corrected"] = {corrects_.begin(), corrects_.end()};
+}
+
+// With one rank the gradient's momentum is the optimizer's, with several the codec's, on each rank.
+void DgcSgd::adapt(OptimizerState& state) const {
+  const std::vector<double> corrected = expect(state.numbers, "corrected", size());
+  const auto take = [](std::vector<StateEntry>& entries, const std::string& key) {
+    const auto found = std::find_if(entries.begin(), entries.end(),
+                                    [&](const StateEntry& entry) { return entry.key == key; });
+    std::vector<float> values;
+    if (found != entries.end()) {
+      values = std::move(found->values);
+      entries.erase(found);
+    }
+    return values;
+  };
+  for (std::size_t i = 0; i < size(); ++i) {
+    const std::string own = velocity_.name + "/" + layer(i).name;
+    const std::string codecs =
+        "worker.velocity/" + layer(i).name + "/0:" + std::to_string(elements(i));
+    if (corrected[i] == 0 && corrects_[i]) {
+      if (std::vector<float> velocity = take(state.shared, own); !velocity.empty()) {
+        state.reducer.entries.push_back({codecs, std::move(velocity)});
+      }
+    } else if (corrected[i] != 0 && !corrects_[i]) {
+      std::vector<float> velocity = take(state.reducer.entries, codecs);
+      const std::vector<float> of_decay = take(state.shared, own);
+      velocity.resize(std::max(velocity.size(), of_decay.size()));
+      for (std::size_t j = 0; j < of_decay.size(); ++j) {
+        velocity[j] += of_decay[j];
+      }
+      if (!velocity.empty()) {
+        state.shared.push_back({own, std::move(velocity)});
+      }
+    }
+  }
+}
+
 std::vector<std::string> DgcSgd::options_text() const {
   std::vector<std::string> text = groups_.text();
   for (std::string& line : text) {

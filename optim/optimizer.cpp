@@ -135,6 +135,11 @@ void Optimizer::check(std::span<const Parameter> parameters) const {
 
 bool Optimizer::step(std::span<const Parameter> parameters) {
   check(parameters);
+  if (const std::uint64_t reduced = reducer_.steps(); reduced == std::exchange(reduced_, reduced)) {
+    refuse("step() without gradients reduced since the last one",
+           "reduce each step's gradients; with DistributedDataParallel, let the last backward() "
+           "before step() run outside of no_sync()");
+  }
   if (reducer_.last_step_skipped()) {
     return false;
   }
@@ -218,13 +223,15 @@ OptimizerState Optimizer::state() const {
   return state;
 }
 
-void Optimizer::restore(const OptimizerState& state) {
+void Optimizer::restore(const OptimizerState& saved) {
+  OptimizerState state = saved;
   if (state.version != kStateVersion || state.method != name_) {
     refuse("cannot restore a state of " + state.method + ", version " +
                std::to_string(state.version) + "; expected " + name_ + ", version " +
                std::to_string(kStateVersion),
            kResumeHint);
   }
+  adapt(state);
   std::map<std::string, std::pair<Slot*, std::size_t>> places;
   for (Slot& slot : slots_) {
     for (std::size_t i = 0; i < members_.size(); ++i) {
@@ -268,6 +275,7 @@ void Optimizer::restore(const OptimizerState& state) {
     throw;
   }
   steps_ = static_cast<std::int64_t>(steps);
+  reduced_ = reducer_.steps();
   for (Slot& slot : slots_) {
     for (std::vector<float>& values : slot.values) {
       slot.optional ? values.clear() : std::fill(values.begin(), values.end(), 0.0F);

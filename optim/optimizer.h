@@ -74,7 +74,8 @@ class Optimizer : public GradientMethod {
 
   // Applies what was reduced; parameters[i] belongs to member i. False: the reducer's last step was
   // skipped on all ranks (NaN or Inf somewhere), and nothing changes. InvalidArgument, naming the
-  // layer, for another dtype, length or number of parameters, before anything changes.
+  // layer, for another dtype, length or number of parameters, and where nothing has been reduced
+  // since the last call, before anything changes.
   bool step(std::span<const Parameter> parameters);
   // Steps applied.
   std::int64_t steps() const { return steps_; }
@@ -84,7 +85,7 @@ class Optimizer : public GradientMethod {
 
   // restore: InvalidArgument for another method, version, model or world size.
   OptimizerState state() const;
-  void restore(const OptimizerState& state);
+  void restore(const OptimizerState& saved);
 
   // A state that belongs to parameters: values[i] is member i's. Local: this rank's own. Optional:
   // empty until it is needed.
@@ -137,6 +138,9 @@ class Optimizer : public GradientMethod {
   virtual void begin_update() {}
   virtual void update(std::size_t i, std::span<float> weights, TensorView reduced) = 0;
   virtual void end_update() {}
+  // Before a state is checked and restored: brings one that was saved with another number of ranks
+  // into this optimizer's form.
+  virtual void adapt(OptimizerState& /*state*/) const {}
   // Besides the number of steps.
   virtual void save(Numbers& /*numbers*/) const {}
   // InvalidArgument by expect() where something is missing.
@@ -175,6 +179,7 @@ class Optimizer : public GradientMethod {
   std::deque<Slot> slots_;
   Slot* master_ = nullptr;
   ParallelFor parallel_for_;
+  std::uint64_t reduced_ = 0;  // the reducer's steps at the last call of step()
 };
 
 }  // namespace thinwire::optim

@@ -35,6 +35,10 @@ ZeroOneStep ZeroOneAdam::next() const {
   return any_compressed() ? schedule_.at(steps()) : ZeroOneStep::kVariance;
 }
 
+bool ZeroOneAdam::synchronised() const {
+  return !any_compressed() || steps() == 0 || schedule_.at(steps() - 1) != ZeroOneStep::kLocal;
+}
+
 StepMode ZeroOneAdam::begin() {
   groups_.begin();
   kind_ = next();

@@ -32,6 +32,8 @@ class ZeroOneAdam final : public Optimizer {
   void set_options(std::vector<AdamOptions> groups) { groups_.set(decoupled(std::move(groups))); }
   // What the next step exchanges.
   ZeroOneStep next() const;
+  // The last step applied was no local one: weights are the same bits on all ranks.
+  bool synchronised() const;
 
  private:
   ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,

@@ -4,7 +4,6 @@
 
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <optional>
 
 #include "comm/reducer.h"
@@ -12,6 +11,8 @@
 #include "integrations/torch/csrc/c10d_communicator.h"
 #include "integrations/torch/csrc/ddp_hook.h"
 #include "integrations/torch/csrc/hook_error.h"
+#include "integrations/torch/csrc/optimizer_binding.h"
+#include "integrations/torch/csrc/state_dict.h"
 
 namespace py = pybind11;
 
@@ -78,38 +79,19 @@ py::dict state(const GradientReducer& reducer) {
     const py::gil_scoped_release no_gil;
     s = reducer.state();
   }
-  py::dict residuals;
-  for (const StateEntry& entry : s.entries) {
-    at::Tensor values = at::empty({static_cast<std::int64_t>(entry.values.size())}, at::kFloat);
-    std::memcpy(values.data_ptr(), entry.values.data(), entry.values.size() * sizeof(float));
-    residuals[py::str(entry.key)] = values;
-  }
-  return py::dict(py::arg("version") = s.version, py::arg("rank") = s.rank,
-                  py::arg("world_size") = s.world_size, py::arg("step") = s.step,
-                  py::arg("loss_scale") = s.loss_scale, py::arg("policy") = s.policy,
-                  py::arg("residuals") = residuals);
+  return to_python(s);
 }
 
-void restore(GradientReducer& reducer, const py::dict& dict) {
-  ReducerState s;
-  try {
-    s.version = py::cast<int>(dict["version"]);
-    s.rank = py::cast<int>(dict["rank"]);
-    s.world_size = py::cast<int>(dict["world_size"]);
-    s.step = py::cast<std::uint64_t>(dict["step"]);
-    s.loss_scale = py::cast<double>(dict["loss_scale"]);
-    s.policy = py::cast<std::string>(dict["policy"]);
-    for (const auto& [key, value] : py::cast<py::dict>(dict["residuals"])) {
-      const at::Tensor values = py::cast<at::Tensor>(value).to(at::kCPU, at::kFloat).contiguous();
-      const auto* begin = values.const_data_ptr<float>();
-      s.entries.push_back({py::cast<std::string>(key), {begin, begin + values.numel()}});
-    }
-  } catch (const std::exception& error) {
-    throw InvalidArgument(std::string("load_state_dict: not a state_dict of a thinwire reducer (") +
-                          error.what() + ")\nhint: pass what reducer.state_dict() returned");
+void restore(GradientReducer& reducer, const py::list& ranks) {
+  std::vector<ReducerState> states;
+  for (const py::handle& rank : ranks) {
+    states.push_back(reducer_state(py::cast<py::dict>(rank)));
   }
   const py::gil_scoped_release no_gil;
-  reducer.restore(s);
+  // One rank's own state of several is for that rank; of one alone it is all there is.
+  const bool own = states.size() == 1 && states[0].world_size > 1;
+  reducer.restore(own ? states[0]
+                      : reshard(states, reducer.rank(), reducer.size(), ReduceOp::kMean));
 }
 
 std::shared_ptr<GradientHandover> attach(const std::shared_ptr<GradientReducer>& reducer,
@@ -156,8 +138,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("state", &thinwire::state)
       .def("restore", &thinwire::restore)
       .def("summary", &GradientReducer::summary, no_gil)
+      .def("residual_norms", &GradientReducer::residual_norms, no_gil)
+      .def("loss_scale", &GradientReducer::loss_scale)
       .def("last_step_skipped", &GradientReducer::last_step_skipped, no_gil)
       .def("set_loss_scale", &GradientReducer::set_loss_scale, no_gil)
       .def("abandon_step", &GradientReducer::abandon_step, no_gil)
       .def("abort", &GradientReducer::abort, no_gil);
+  thinwire::bind_optimizers(m);
 }

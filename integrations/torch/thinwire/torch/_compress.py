@@ -61,8 +61,11 @@ def compress(
     except RuntimeError as error:
         raise InvalidArgument(_HOOK_TAKEN.format(hook="a built-in hook")) from error
     arming = None if handover is None else _arm_after_forward(ddp_model, handover)
-    reducer = Reducer(native, policy)
-    _mark(ddp_model, reducer, arming)
+    reducer = Reducer(
+        native, policy, list(zip(names, parameters, strict=True)), ddp_model.process_group
+    )
+    telling = _tell_before_forward(ddp_model, reducer)
+    _mark(ddp_model, reducer, arming, telling)
     if dist.get_rank(ddp_model.process_group) == 0:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer
@@ -90,25 +93,40 @@ def _arm_after_forward(model: DistributedDataParallel, handover: Any) -> int:
     return model.register_forward_hook(arm).id
 
 
-def _mark(model: DistributedDataParallel, reducer: Reducer, arming: int | None) -> None:
+def _tell_before_forward(model: DistributedDataParallel, reducer: Reducer) -> int:
+    """Returns the key of the forward pre-hook."""
+    callbacks = reducer._callbacks
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def tell(_module: Any, _args: object) -> None:
+        for callback in callbacks:
+            callback()
+
+    return model.register_forward_pre_hook(tell).id
+
+
+def _mark(
+    model: DistributedDataParallel, reducer: Reducer, arming: int | None, telling: int
+) -> None:
     """Attributes of this instance alone; the weak reference keeps the model free of cycles."""
     model._thinwire_reducer = reducer  # type: ignore[assignment]
     model.register_comm_hook = _refuse_hook  # type: ignore[method-assign]
     model.__getstate__ = functools.partial(  # type: ignore[method-assign]
-        _state_of_a_copy, weakref.ref(model), arming
+        _state_of_a_copy, weakref.ref(model), arming, telling
     )
 
 
 def _state_of_a_copy(
-    model_ref: weakref.ref[DistributedDataParallel], arming: int | None
+    model_ref: weakref.ref[DistributedDataParallel], arming: int | None, telling: int
 ) -> dict[str, Any]:
     """What copies and pickles of the model get: the model as if it had never been compressed."""
     model = model_ref()
     assert model is not None
     state: dict[str, Any] = type(model).__getstate__(model)
-    hooks = state["_forward_hooks"].copy()
-    hooks.pop(arming, None)
-    state["_forward_hooks"] = hooks
+    for kind, key in (("_forward_hooks", arming), ("_forward_pre_hooks", telling)):
+        hooks = state[kind].copy()
+        hooks.pop(key, None)
+        state[kind] = hooks
     for name in ("_thinwire_reducer", "register_comm_hook", "__getstate__"):
         del state[name]
     return state

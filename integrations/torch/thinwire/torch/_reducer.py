@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from thinwire.errors import InvalidArgument
+
+_VERSION = 1
 
 
 class Reducer:
@@ -12,9 +20,18 @@ class Reducer:
     ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
     """
 
-    def __init__(self, native: Any, policy: str) -> None:
+    def __init__(
+        self,
+        native: Any,
+        policy: str,
+        layers: list[tuple[str, torch.Tensor]],
+        group: dist.ProcessGroup,
+    ) -> None:
         self._native = native
         self._policy = policy
+        self._layers = layers
+        self._group = group
+        self._callbacks: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<thinwire.torch.Reducer policy={self._policy!r}>"
@@ -56,16 +73,45 @@ class Reducer:
         """This rank's residuals (fp32 CPU tensors by key), step, loss scale and policy.
 
         Plain values and tensors: ``torch.save`` takes it, ``torch.load(weights_only=True)`` gives
-        it back. Each rank saves its own.
+        it back. Each rank saves its own, or all of them together: see ``gather_state_dict``.
         """
         return self._native.state()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` of the same rank gave, bit for bit.
+    def gather_state_dict(self) -> dict[str, Any]:
+        """The states of all ranks in one, for one file; any number of ranks can load it.
 
-        InvalidArgument for a state of another version, rank, world size, policy or model.
+        Collective over the model's process group.
         """
-        self._native.restore(state)
+        return gather_state_dicts(self._all_gather(self.state_dict()))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` of the same rank gave, bit for bit, or a gathered state.
+
+        Where a gathered state is of another number of ranks, the pending update of each element,
+        (1/P) sum of the workers' residuals + the owner's, is conserved.
+
+        InvalidArgument for a state of another version, policy or model or, not gathered, of another
+        rank or world size.
+        """
+        gathered = isinstance(state, dict) and "ranks" in state
+        self._native.restore(state["ranks"] if gathered else [state])
+
+    def _layer_indices(self) -> dict[int, tuple[int, str]]:
+        """Index and name of each parameter, by its id()."""
+        return {id(p): (index, name) for index, (name, p) in enumerate(self._layers)}
+
+    def _before_forward(self, callback: Callable[[], None]) -> None:
+        """Calls it before each forward pass of the model."""
+        self._callbacks.append(callback)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return dist.get_rank(self._group), dist.get_world_size(self._group)
+
+    def _all_gather(self, value: Any) -> list[Any]:
+        values = [None] * self._place()[1]
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
     def abandon_step(self) -> None:
         """End a step whose ``backward()`` raised before all its gradients were handed over.
@@ -81,3 +127,19 @@ class Reducer:
     def abort(self) -> None:
         """End everything in flight with an error on every rank. The job cannot go on after it."""
         self._native.abort()
+
+
+def gather_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """One state from those that all ranks saved, in any order: of reducers, or of optimizers.
+
+    Needs no process group. InvalidArgument for what is neither.
+    """
+    if states and all("ranks" in state for state in states):
+        return {**states[0], "ranks": [rank for state in states for rank in state["ranks"]]}
+    if not states or any("residuals" not in state for state in states):
+        raise InvalidArgument(
+            "gather_state_dicts: expected the state_dict() of every rank's reducer, or of every "
+            f"rank's optimizer, got {len(states)} states of other kinds or of both\n"
+            "hint: torch.load each rank's file and pass them as a list"
+        )
+    return {"version": _VERSION, "ranks": list(states)}
