@@ -159,11 +159,11 @@ def test_mistakes() -> None:
     missing = thinwire("run", "--", "no-such-program-here")
     assert missing.returncode == 127
     assert "no-such-program-here" in missing.stderr
-    for name in ("doctor", "plan", "top", "report"):
+    for name in ("doctor", "plan", "top"):
         later = thinwire(name, "--json", "x")
         assert later.returncode == 2
         assert f"{name} is not part of this version" in later.stderr
-        assert "run, codecs, lab, demo, bench" in later.stderr
+        assert "run, report, codecs, lab, demo, bench" in later.stderr
     unknown = thinwire("rnu")
     assert unknown.returncode == 2
     assert "run" in unknown.stderr
@@ -172,7 +172,7 @@ def test_mistakes() -> None:
 def test_help_and_version() -> None:
     assert thinwire("--version").stdout == "thinwire 0.1.0\n"
     text = thinwire("--help").stdout
-    for command in ("run", "lab", "demo", "bench"):
+    for command in ("run", "report", "lab", "demo", "bench"):
         assert f"  {command} " in text
     assert "up" in thinwire("lab", "--help").stdout
     assert "--quick" in thinwire("demo", "--help").stdout

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from thinwire._run_log import RunLog
+
 
 class Reducer:
     """Reduces one DDP model's gradients over a private group, on a thread of its own.
 
-    Calls may come from any thread, one at a time. ``state_dict``, ``load_state_dict`` and
+    Calls may come from any thread, one at a time. ``log``, ``state_dict``, ``load_state_dict`` and
     ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
     """
 
-    def __init__(self, native: Any, policy: str) -> None:
+    def __init__(self, native: Any, policy: str, run_log: RunLog | None = None) -> None:
         self._native = native
         self._policy = policy
+        self._run_log = run_log
 
     def __repr__(self) -> str:
         return f"<thinwire.torch.Reducer policy={self._policy!r}>"
@@ -35,6 +38,19 @@ class Reducer:
         ``nonfinite_steps``.
         """
         return self._native.stats()
+
+    def log(self, step: int | None = None, **metrics: Any) -> None:
+        """Append the metrics of a step to the run log; does nothing where there is none.
+
+        ``reducer.log(loss=loss.item())``. step: never less than the one before; by default this
+        reducer's own count, which goes on from a state that was loaded. metrics: numbers, also as
+        tensors or arrays of one value; NaN and Inf are written as null. Any rank may call it, as
+        often as it likes; `thinwire report` shows the lowest one's metrics. Each so many calls
+        (``compress(log_layers_every=)``) it adds every layer's residual norm, which reads all
+        residuals once. InvalidArgument for what is no number, and for a step that goes back.
+        """
+        if self._run_log is not None:
+            self._run_log.log(step, metrics)
 
     def summary(self) -> str:
         """One paragraph: what is compressed how, what goes dense and why, memory to be taken."""
@@ -66,6 +82,8 @@ class Reducer:
         InvalidArgument for a state of another version, rank, world size, policy or model.
         """
         self._native.restore(state)
+        if self._run_log is not None:
+            self._run_log.resume(state["step"])
 
     def abandon_step(self) -> None:
         """End a step whose ``backward()`` raised before all its gradients were handed over.
