@@ -80,8 +80,9 @@ def test_unchanged_script_under_torchrun(script: pathlib.Path, tmp_path: pathlib
     assert "policy topk:0.05,values=q8 (--policy; THINWIRE_POLICY=q4 is set aside)" in done.stderr
     assert "memory" in done.stderr.lower()
     lines = [json.loads(line) for line in stats.read_text().splitlines()]
-    assert sorted(line["rank"] for line in lines) == [0, 1]
-    for line in lines:
+    ends = [line for line in lines if line["kind"] == "end"]
+    assert sorted(line["rank"] for line in ends) == [0, 1]
+    for line in ends:
         assert line["steps"] == 3
         assert line["wire_bytes"] > 0
         assert line["layers"][2]["codec"] == "topk:0.05,values=q8"

@@ -183,20 +183,20 @@ def _show_layers(where: Console, run: Run) -> None:
         elements = sum(layer.elements for layer in dense)
         verb = "goes" if len(dense) == 1 else "go"
         rest.append(f"{_plural(len(dense), 'layer')} of {elements:,} elements {verb} dense")
-    if not any(layer.norms for layer in compressed):
-        rest.append("residual norms come with reducer.log()")
     names = ["layer", "codec", "elements", "ratio", "slot\nbytes"]
-    norms = ["norm\nfirst", "norm\nlast", "norm\nmax"]
-    if any(layer.growth for layer in largest):
-        norms.append("norm")
+    if any(layer.finite_norms for layer in largest):
+        names += ["norm\nfirst", "norm\nlast", "norm\nmax"]
+        names += ["norm"] if any(layer.growth for layer in largest) else []
+    elif largest:
+        rest.append("residual norms come with reducer.log()")
     caption = "; ".join(rest)
     if not largest:
         say(where, f"Layers of {run.name}: none is compressed; {caption}")
         return
-    table = _table(f"Layers of {run.name}", names + norms, texts=2)
+    table = _table(f"Layers of {run.name}", names, texts=2)
     for layer in largest:
         cells = [*_layer_cells(layer), "grows" if layer.growth else ""]
-        _add(table, *cells[: len(names + norms)], style="yellow" if layer.growth else None)
+        _add(table, *cells[: len(names)], style="yellow" if layer.growth else None)
     _print(where, table, caption)
 
 
