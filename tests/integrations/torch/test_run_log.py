@@ -64,6 +64,10 @@ def opened(file: pathlib.Path, native: Native, rank: int = 0, every: int = 10) -
     return log
 
 
+def reducer_of(native: Native, log: RunLog | None = None) -> Reducer:
+    return Reducer(native, "q8", run_log=log)
+
+
 def lines_of(file: pathlib.Path, *kinds: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     return [line for line in lines if not kinds or line["kind"] in kinds]
@@ -71,7 +75,7 @@ def lines_of(file: pathlib.Path, *kinds: str) -> list[dict[str, Any]]:
 
 def test_every_kind_of_line(file: pathlib.Path) -> None:
     native = Native()
-    reducer = Reducer(native, "q8", log := opened(file, native, every=2))
+    reducer = reducer_of(native, log := opened(file, native, every=2))
     for loss in (3.0, 2.0, 1.0):
         native.step()
         reducer.log(loss=loss)
@@ -97,7 +101,7 @@ def test_every_kind_of_line(file: pathlib.Path) -> None:
 
 def test_nothing_is_done_without_a_log() -> None:
     native = Native()
-    Reducer(native, "q8").log(loss="no number, and nobody looks")
+    reducer_of(native).log(loss="no number, and nobody looks")
     assert native.calls == 0
 
 
@@ -148,7 +152,7 @@ def test_steps_do_not_go_back(file: pathlib.Path) -> None:
 
 def test_a_loaded_state_says_where_the_run_goes_on(file: pathlib.Path) -> None:
     native = Native()
-    reducer = Reducer(native, "q8", opened(file, native))
+    reducer = reducer_of(native, opened(file, native))
     reducer.load_state_dict({"step": 500})
     native.step()
     reducer.log(loss=1)

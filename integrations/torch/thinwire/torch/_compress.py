@@ -72,7 +72,7 @@ def compress(
     is_first = dist.get_rank(ddp_model.process_group) == 0
     if run_log is not None and is_first:
         hooks.append(_tick_after_forward(ddp_model, run_log))
-    reducer = Reducer(native, policy, run_log)
+    reducer = Reducer(native, policy, run_log=run_log)
     _mark(ddp_model, reducer, hooks)
     if is_first:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
