@@ -11,9 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.abc
 import importlib.util
-import json
 import sys
-import weakref
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -87,16 +85,4 @@ def _compress(model: Any) -> None:
     if policy is None:
         policy = DEFAULT_POLICY
         _logging.say(f"policy {policy!r} (the default; {_environment.POLICY} is not set)")
-    reducer = compress(model, policy)
-    path = _environment.stats_file()
-    if path is not None:
-        rank = model.process_group.rank()
-        # When the model ends, or else the program.
-        weakref.finalize(model, _write_stats, path, rank, reducer)
-
-
-def _write_stats(path: str, rank: int, reducer: Any) -> None:
-    """Append one JSON line; a single write, so that lines of several ranks do not mix."""
-    line = json.dumps({"rank": rank, "policy": reducer.policy, **reducer.stats()})
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    compress(model, policy)

@@ -16,7 +16,7 @@ def policy() -> str | None:
 
 
 def stats_file() -> str | None:
-    """Where each rank appends its statistics as JSON Lines; None: nowhere."""
+    """Where each rank appends its run log, docs/run-log.md; None: nowhere."""
     return os.environ.get(STATS) or None
 
 

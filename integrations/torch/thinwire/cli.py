@@ -12,6 +12,7 @@ import typer
 
 from thinwire import _environment
 from thinwire.errors import Error
+from thinwire.report.runs import By
 from thinwire.version import __version__
 
 _DEFAULT_POLICY = "q8"
@@ -75,7 +76,7 @@ def _run(
     stats: Annotated[
         Path | None,
         typer.Option(
-            help="append each rank's statistics to this file when it ends, as JSON Lines "
+            help="append the run log to this file, as JSON Lines for thinwire report "
             f"({_environment.STATS})"
         ),
     ] = None,
@@ -92,7 +93,7 @@ def _run(
     chosen = _choose_policy(policy)
     if stats is not None:
         stats = stats.resolve()
-        _say(f"statistics go to {stats}, one JSON line for each rank and model")
+        _say(f"the run log goes to {stats}; thinwire report {shlex.quote(str(stats))} reads it")
     path = [str(_PACKAGE / "_site")]
     if _PACKAGE.parent.name not in ("site-packages", "dist-packages"):
         path.append(str(_PACKAGE.parent))
@@ -126,6 +127,41 @@ def _choose_policy(flag: str | None) -> str:
         raise typer.Exit(2) from None
     _say(f"policy {chosen} ({source})")
     return chosen
+
+
+@app.command(
+    "report",
+    options_metavar="[--out FOLDER] [--json FILE] [--target NAME=VALUE] [--by step|seconds|bytes]",
+)
+def _report(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="run logs of thinwire run --stats; several compare"),
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("out/report"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write all figures to this file")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="say when a metric reached a value, e.g. loss=2.0")
+    ] = None,
+    by: Annotated[
+        By | None,
+        typer.Option(help="compare metrics where all runs came; default: each run's last ones"),
+    ] = None,
+) -> None:
+    """Tables and pictures of finished or running jobs, from their run logs.
+
+    Loss and other metrics against steps, time and bytes; ratio and residual norm by layer; each
+    rank's waiting.
+    """
+    from thinwire.report.command import report
+
+    try:
+        report(files, out, json_file, target, by)
+    except Error as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 @app.command("codecs")
@@ -177,7 +213,7 @@ def _not_yet(name: str, purpose: str) -> None:
     def command(context: typer.Context) -> None:
         _fail(
             f"{name} is not part of this version",
-            "this version has: run, codecs, lab, demo, bench; thinwire --help",
+            "this version has: run, report, codecs, lab, demo, bench; thinwire --help",
         )
 
     command.__doc__ = f"{purpose} (not part of this version)."
@@ -187,7 +223,6 @@ def _not_yet(name: str, purpose: str) -> None:
 _not_yet("doctor", "What is built, found and working here")
 _not_yet("plan", "Predict what each policy would gain")
 _not_yet("top", "Watch a running job")
-_not_yet("report", "Summarise a finished job")
 
 
 def main() -> None:

@@ -80,8 +80,9 @@ def test_unchanged_script_under_torchrun(script: pathlib.Path, tmp_path: pathlib
     assert "policy topk:0.05,values=q8 (--policy; THINWIRE_POLICY=q4 is set aside)" in done.stderr
     assert "memory" in done.stderr.lower()
     lines = [json.loads(line) for line in stats.read_text().splitlines()]
-    assert sorted(line["rank"] for line in lines) == [0, 1]
-    for line in lines:
+    ends = [line for line in lines if line["kind"] == "end"]
+    assert sorted(line["rank"] for line in ends) == [0, 1]
+    for line in ends:
         assert line["steps"] == 3
         assert line["wire_bytes"] > 0
         assert line["layers"][2]["codec"] == "topk:0.05,values=q8"
@@ -159,11 +160,11 @@ def test_mistakes() -> None:
     missing = thinwire("run", "--", "no-such-program-here")
     assert missing.returncode == 127
     assert "no-such-program-here" in missing.stderr
-    for name in ("doctor", "plan", "top", "report"):
+    for name in ("doctor", "plan", "top"):
         later = thinwire(name, "--json", "x")
         assert later.returncode == 2
         assert f"{name} is not part of this version" in later.stderr
-        assert "run, codecs, lab, demo, bench" in later.stderr
+        assert "run, report, codecs, lab, demo, bench" in later.stderr
     unknown = thinwire("rnu")
     assert unknown.returncode == 2
     assert "run" in unknown.stderr
@@ -172,7 +173,7 @@ def test_mistakes() -> None:
 def test_help_and_version() -> None:
     assert thinwire("--version").stdout == "thinwire 0.1.0\n"
     text = thinwire("--help").stdout
-    for command in ("run", "lab", "demo", "bench"):
+    for command in ("run", "report", "lab", "demo", "bench"):
         assert f"  {command} " in text
     assert "up" in thinwire("lab", "--help").stdout
     assert "--quick" in thinwire("demo", "--help").stdout

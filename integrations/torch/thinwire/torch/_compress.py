@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import os
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from thinwire import _logging
+from thinwire import _environment, _logging, _run_log
 from thinwire.errors import InvalidArgument, NotAvailable
 from thinwire.torch._group import make_private_group
 from thinwire.torch._reducer import Reducer
@@ -25,6 +28,8 @@ def compress(
     *,
     deadline: float = 300.0,
     grace: float = 3.0,
+    log: str | os.PathLike[str] | None = None,
+    log_layers_every: int = 10,
 ) -> Reducer:
     """Compress the gradients of a DDP model from its next ``backward()`` on.
 
@@ -35,6 +40,8 @@ def compress(
     policy: one line (``"topk:0.01,values=q8"``), TOML text, or ``"@FILE"``.
     deadline: seconds that any wait for a peer may take. grace: seconds that survivors of a failure
     give each other to report. Both above 0, at most a year.
+    log: the file that the run log is appended to, for `thinwire report`; default THINWIRE_STATS,
+    else none. log_layers_every: calls of ``Reducer.log`` from one line on layers to the next.
 
     Raises PolicyError, MismatchError (ranks disagree), PeerLost, NotAvailable for what this version
     does not do, InvalidArgument for a model that cannot be compressed.
@@ -42,6 +49,7 @@ def compress(
     _check_seconds("deadline", deadline)
     _check_seconds("grace", grace)
     _check_model(ddp_model)
+    log_file = _log_file(log, log_layers_every)
     names, parameters = _layers(ddp_model)
     from thinwire import _torch  # type: ignore[attr-defined]
 
@@ -60,15 +68,51 @@ def compress(
         handover = native.attach(ddp_model.reducer, parameters, _may_hand_over(ddp_model))
     except RuntimeError as error:
         raise InvalidArgument(_HOOK_TAKEN.format(hook="a built-in hook")) from error
-    arming = None if handover is None else _arm_after_forward(ddp_model, handover)
+    ours: Hooks = {"_forward_hooks": [], "_forward_pre_hooks": []}
+    if handover is not None:
+        ours["_forward_hooks"].append(_arm_after_forward(ddp_model, handover))
+    run_log = _start_log(ddp_model, native, policy, log_file, log_layers_every)
+    is_first = dist.get_rank(ddp_model.process_group) == 0
     reducer = Reducer(
-        native, policy, list(zip(names, parameters, strict=True)), ddp_model.process_group
+        native,
+        policy,
+        list(zip(names, parameters, strict=True)),
+        ddp_model.process_group,
+        functools.partial(_tell_before_forward, weakref.ref(ddp_model), ours),
+        run_log=run_log,
     )
-    telling = _tell_before_forward(ddp_model, reducer)
-    _mark(ddp_model, reducer, arming, telling)
-    if dist.get_rank(ddp_model.process_group) == 0:
+    _mark(ddp_model, reducer, ours)
+    if run_log is not None and is_first:
+        reducer._before_forward(run_log.tick)
+    if is_first:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer
+
+
+def _log_file(file: str | os.PathLike[str] | None, layers_every: int) -> Path | None:
+    """The file of the run log, checked; the argument goes before the environment."""
+    if not isinstance(layers_every, int) or layers_every < 1:
+        raise InvalidArgument(
+            f"compress: log_layers_every: expected a whole number above 0, got {layers_every!r}\n"
+            "hint: leave it out for the default"
+        )
+    file = file or _environment.stats_file()
+    return None if file is None else _run_log.check_file(file)
+
+
+def _start_log(
+    model: DistributedDataParallel, native: Any, policy: str, file: Path | None, layers_every: int
+) -> _run_log.RunLog | None:
+    """The model's run log with its first line; the last one is written when the model ends, or
+    else the program."""
+    ranks = dist.get_process_group_ranks(model.process_group)
+    label = _run_log.model_label(ranks, dist.get_world_size())
+    if file is None:
+        return None
+    run_log = _run_log.RunLog(file, native, dist.get_rank(), label, layers_every)
+    run_log.start(len(ranks), policy, torch.__version__)
+    weakref.finalize(model, run_log.end, policy)
+    return run_log
 
 
 def _may_hand_over(model: DistributedDataParallel) -> bool:
@@ -93,39 +137,43 @@ def _arm_after_forward(model: DistributedDataParallel, handover: Any) -> int:
     return model.register_forward_hook(arm).id
 
 
-def _tell_before_forward(model: DistributedDataParallel, reducer: Reducer) -> int:
-    """Returns the key of the forward pre-hook."""
-    callbacks = reducer._callbacks
+Hooks = dict[str, list[int]]  # the keys of our hooks, by the module's attribute
 
+
+def _tell_before_forward(
+    model_ref: weakref.ref[DistributedDataParallel],
+    ours: Hooks,
+    callback: Callable[[], None],
+) -> None:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def tell(_module: Any, _args: object) -> None:
-        for callback in callbacks:
-            callback()
+        callback()
 
-    return model.register_forward_pre_hook(tell).id
+    model = model_ref()
+    if model is not None:
+        ours["_forward_pre_hooks"].append(model.register_forward_pre_hook(tell).id)
 
 
-def _mark(
-    model: DistributedDataParallel, reducer: Reducer, arming: int | None, telling: int
-) -> None:
+def _mark(model: DistributedDataParallel, reducer: Reducer, ours: Hooks) -> None:
     """Attributes of this instance alone; the weak reference keeps the model free of cycles."""
     model._thinwire_reducer = reducer  # type: ignore[assignment]
     model.register_comm_hook = _refuse_hook  # type: ignore[method-assign]
     model.__getstate__ = functools.partial(  # type: ignore[method-assign]
-        _state_of_a_copy, weakref.ref(model), arming, telling
+        _state_of_a_copy, weakref.ref(model), ours
     )
 
 
 def _state_of_a_copy(
-    model_ref: weakref.ref[DistributedDataParallel], arming: int | None, telling: int
+    model_ref: weakref.ref[DistributedDataParallel], ours: Hooks
 ) -> dict[str, Any]:
     """What copies and pickles of the model get: the model as if it had never been compressed."""
     model = model_ref()
     assert model is not None
     state: dict[str, Any] = type(model).__getstate__(model)
-    for kind, key in (("_forward_hooks", arming), ("_forward_pre_hooks", telling)):
+    for kind, keys in ours.items():
         hooks = state[kind].copy()
-        hooks.pop(key, None)
+        for key in keys:
+            hooks.pop(key, None)
         state[kind] = hooks
     for name in ("_thinwire_reducer", "register_comm_hook", "__getstate__"):
         del state[name]

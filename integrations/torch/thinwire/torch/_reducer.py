@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thinwire._run_log import RunLog
 from thinwire.errors import InvalidArgument
 
 _VERSION = 1
@@ -16,7 +17,7 @@ _VERSION = 1
 class Reducer:
     """Reduces one DDP model's gradients over a private group, on a thread of its own.
 
-    Calls may come from any thread, one at a time. ``state_dict``, ``load_state_dict`` and
+    Calls may come from any thread, one at a time. ``log``, ``state_dict``, ``load_state_dict`` and
     ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
     """
 
@@ -25,13 +26,16 @@ class Reducer:
         native: Any,
         policy: str,
         layers: list[tuple[str, torch.Tensor]],
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | None,
+        tell_before_forward: Callable[[Callable[[], None]], None],
+        run_log: RunLog | None = None,
     ) -> None:
         self._native = native
         self._policy = policy
         self._layers = layers
         self._group = group
-        self._callbacks: list[Callable[[], None]] = []
+        self._before_forward = tell_before_forward  # has a callable called before each one
+        self._run_log = run_log
 
     def __repr__(self) -> str:
         return f"<thinwire.torch.Reducer policy={self._policy!r}>"
@@ -52,6 +56,19 @@ class Reducer:
         ``nonfinite_steps``.
         """
         return self._native.stats()
+
+    def log(self, step: int | None = None, **metrics: Any) -> None:
+        """Append the metrics of a step to the run log; does nothing where there is none.
+
+        ``reducer.log(loss=loss.item())``. step: never less than the one before; by default this
+        reducer's own count, which goes on from a state that was loaded. metrics: numbers, also as
+        tensors or arrays of one value; NaN and Inf are written as null. Any rank may call it, as
+        often as it likes; `thinwire report` shows the lowest one's metrics. Each so many calls
+        (``compress(log_layers_every=)``) it adds every layer's residual norm, which reads all
+        residuals once. InvalidArgument for what is no number, and for a step that goes back.
+        """
+        if self._run_log is not None:
+            self._run_log.log(step, metrics)
 
     def summary(self) -> str:
         """One paragraph: what is compressed how, what goes dense and why, memory to be taken."""
@@ -94,15 +111,17 @@ class Reducer:
         rank or world size.
         """
         gathered = isinstance(state, dict) and "ranks" in state
-        self._native.restore(state["ranks"] if gathered else [state])
+        states = state["ranks"] if gathered else [state]
+        self._native.restore(states)
+        self._resumed(states[0]["step"])
+
+    def _resumed(self, step: int) -> None:
+        if self._run_log is not None:
+            self._run_log.resume(step)
 
     def _layer_indices(self) -> dict[int, tuple[int, str]]:
         """Index and name of each parameter, by its id()."""
         return {id(p): (index, name) for index, (name, p) in enumerate(self._layers)}
-
-    def _before_forward(self, callback: Callable[[], None]) -> None:
-        """Calls it before each forward pass of the model."""
-        self._callbacks.append(callback)
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size."""

@@ -220,6 +220,7 @@ class _Optimizer(torch.optim.Optimizer):
         shared = self._shared_entries(state_dict["state"])
         ranks = [{**rank, "shared": shared} for rank in state_dict["ranks"]]
         self._native.restore(ranks, *self._reducer._place())
+        self._reducer._resumed(ranks[0]["reducer"]["step"])
         for group, values in zip(mine, saved, strict=True):
             group.update({k: v for k, v in values.items() if k != "params"})
         self._publish()

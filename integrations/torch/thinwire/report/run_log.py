@@ -1,0 +1,345 @@
+"""Reads run logs (docs/run-log.md), also broken ones: a line that is no run log's is left out with
+a reason; a file without any line that can be used is an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thinwire._run_log import FORMAT
+from thinwire.errors import InvalidArgument
+
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as the line ``start`` gives it."""
+
+    name: str
+    elements: int
+    codec: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Start:
+    world_size: int
+    policy: str
+    torch: str
+    layers: list[Layer]
+
+
+@dataclass(frozen=True)
+class Resume:
+    step: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """So far in one process, of one rank."""
+
+    steps: int
+    skipped_steps: int
+    wire_bytes: int
+    dense_wire_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    step: int
+    counts: Counts
+    values: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One figure a layer, in the order of the line ``start``."""
+
+    ratio: list[float]
+    slot_bytes: list[int]
+
+
+@dataclass(frozen=True)
+class Layers:
+    step: int
+    figures: LayerFigures
+    residual_norm: list[float | None]
+
+
+@dataclass(frozen=True)
+class End:
+    counts: Counts
+    encode_seconds: float
+    decode_seconds: float
+    wait_seconds: float
+    figures: LayerFigures
+
+
+@dataclass
+class Attempt:
+    """What one process wrote about one model, from a line ``start`` to the next."""
+
+    rank: int
+    model: str
+    start: Start
+    resumed: bool = False
+    metrics: list[Metrics] = field(default_factory=list)
+    layers: list[Layers] = field(default_factory=list)
+    end: End | None = None
+    _rolled_back: bool = False
+
+    @property
+    def counts(self) -> Counts:
+        """The latest."""
+        if self.end is not None:
+            return self.end.counts
+        return self.metrics[-1].counts if self.metrics else Counts(0, 0, 0, 0, 0.0)
+
+    def add(self, record: Resume | Metrics | Layers | End) -> None:
+        """Take the next line; a step that goes back replaces what was logged from there on."""
+        match record:
+            case Resume():
+                self.resumed = self.resumed or not self.metrics
+                self._rolled_back = True
+            case Metrics():
+                # Several lines may be of one step, unless a state was loaded between them.
+                kept = record.step - self._rolled_back
+                while self.metrics and self.metrics[-1].step > kept:
+                    self.metrics.pop()
+                self.metrics.append(record)
+                self._rolled_back = False
+            case Layers():
+                expected, got = len(self.start.layers), len(record.residual_norm)
+                if got != expected:
+                    raise ValueError(f"layers: expected figures of {expected} layers, got {got}")
+                while self.layers and self.layers[-1].step >= record.step:
+                    self.layers.pop()
+                self.layers.append(record)
+            case End():
+                expected, got = len(self.start.layers), len(record.figures.ratio)
+                if got != expected:
+                    raise ValueError(f"end: expected figures of {expected} layers, got {got}")
+                self.end = record
+
+
+def read(file: Path) -> tuple[list[Attempt], list[str]]:
+    """The file's attempts in the order of their starts, and what was left out and why.
+
+    InvalidArgument for a file that cannot be read or holds no line of a run log.
+    """
+    attempts: list[Attempt] = []
+    latest: dict[tuple[int, str], Attempt] = {}
+    reasons: list[str] = []
+    lines = 0
+    for number, line in _lines(file):
+        lines += 1
+        try:
+            record = _object(line)
+            parsed = _parse(record)
+            who = (_count(record, "rank"), _text(record, "model"))
+            if isinstance(parsed, Start):
+                latest[who] = Attempt(*who, parsed)
+                attempts.append(latest[who])
+            elif who in latest:
+                latest[who].add(parsed)
+            else:
+                raise ValueError(f"rank {who[0]}, model {who[1]}: no line of kind start before it")
+        except ValueError as error:
+            reasons.append(f"line {number}: {error}")
+    if not attempts:
+        got = reasons[0] if reasons else "an empty file"
+        raise InvalidArgument(
+            f"{file}: expected a run log, whose lines are JSON of kind start, metrics, layers and "
+            f"end, got {got}\nhint: thinwire run --stats run.jsonl -- COMMAND writes one, and so "
+            "does thinwire.torch.compress(..., log='run.jsonl')"
+        )
+    return attempts, _left_out(reasons, lines)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InvalidArgument(
+            f"{file}: cannot read it: {error.strerror}\nhint: thinwire report FILE..."
+        ) from error
+
+
+def _left_out(reasons: list[str], lines: int) -> list[str]:
+    if not reasons:
+        return []
+    more = len(reasons) - _REASONS_SHOWN
+    shown = reasons[:_REASONS_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    return [f"{len(reasons)} of {lines} lines left out: {'; '.join(shown)}"]
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        # What JSON has no number for (NaN) is as null here.
+        record = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise ValueError(f"not whole JSON, a torn line perhaps: {_short(line)}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, got {_short(line)}")
+    return record
+
+
+def printable(text: str) -> str:
+    """On one line and without control characters, which may come from a damaged file."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _short(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _parse(record: dict[str, Any]) -> Start | Resume | Metrics | Layers | End:
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"expected kind {', '.join(_KINDS)}, got {_short(repr(kind))}")
+    try:
+        return _KINDS[kind](record)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
+
+
+def _start(record: dict[str, Any]) -> Start:
+    if _count(record, "format") > FORMAT:
+        raise ValueError(f"format: expected {FORMAT}, got {record['format']}: a newer version's")
+    layers = [
+        Layer(
+            _text(layer, "name"),
+            _count(layer, "elements"),
+            _text(layer, "codec"),
+            _text(layer, "reason"),
+        )
+        for layer in _objects(record, "layers")
+    ]
+    return Start(
+        _count(record, "world_size"), _text(record, "policy"), _text(record, "torch"), layers
+    )
+
+
+def _resume(record: dict[str, Any]) -> Resume:
+    return Resume(_count(record, "step"))
+
+
+def _metrics(record: dict[str, Any]) -> Metrics:
+    values = record.get("values")
+    if not isinstance(values, dict):
+        raise ValueError(f"values: expected an object, got {_short(repr(values))}")
+    return Metrics(
+        _count(record, "step"),
+        _counts(record),
+        {printable(name): _maybe(values, name) for name in values},
+    )
+
+
+def _layers(record: dict[str, Any]) -> Layers:
+    lists = {name: _list(record, name) for name in ("ratio", "slot_bytes", "residual_norm")}
+    if len({len(values) for values in lists.values()}) != 1:
+        raise ValueError("ratio, slot_bytes and residual_norm: expected lists of one length")
+    rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    return Layers(
+        _count(record, "step"), _figures(rows), [_maybe(row, "residual_norm") for row in rows]
+    )
+
+
+def _end(record: dict[str, Any]) -> End:
+    return End(
+        _counts(record),
+        _number(record, "encode_seconds"),
+        _number(record, "decode_seconds"),
+        _number(record, "wait_seconds"),
+        _figures(_objects(record, "layers")),
+    )
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], Start | Resume | Metrics | Layers | End]] = {
+    "start": _start,
+    "resume": _resume,
+    "metrics": _metrics,
+    "layers": _layers,
+    "end": _end,
+}
+
+
+def _counts(record: dict[str, Any]) -> Counts:
+    return Counts(
+        _count(record, "steps"),
+        _count(record, "skipped_steps"),
+        _count(record, "wire_bytes"),
+        _count(record, "dense_wire_bytes"),
+        _number(record, "seconds"),
+    )
+
+
+def _figures(rows: list[dict[str, Any]]) -> LayerFigures:
+    return LayerFigures(
+        [_number(row, "ratio") for row in rows], [_count(row, "slot_bytes") for row in rows]
+    )
+
+
+def _refuse(record: dict[str, Any], name: str, expected: str) -> ValueError:
+    got = _short(repr(record[name])) if name in record else "nothing"
+    return ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def _count(record: dict[str, Any], name: str) -> int:
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+        raise _refuse(record, name, "a whole number, 0 or more")
+    return value
+
+
+def _number(record: dict[str, Any], name: str) -> float:
+    """Finite, 0 or more."""
+    value = _maybe(record, name)
+    if value is None or value < 0:
+        raise _refuse(record, name, "a number, 0 or more")
+    return value
+
+
+def _maybe(record: dict[str, Any], name: str) -> float | None:
+    """None for null and for what is not finite."""
+    value = record.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _refuse(record, name, "a number or null")
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise _refuse(record, name, "text")
+    return printable(value)
+
+
+def _list(record: dict[str, Any], name: str) -> list[Any]:
+    value = record.get(name)
+    if not isinstance(value, list):
+        raise _refuse(record, name, "a list")
+    return value
+
+
+def _objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    values = _list(record, name)
+    if not all(isinstance(value, dict) for value in values):
+        raise _refuse(record, name, "a list of objects")
+    return values
