@@ -27,14 +27,17 @@ DgcSgd::DgcSgd(GradientReducer& reducer, std::vector<Member> members,
   if (!(options.clip >= 0)) {
     refuse("clip: expected 0 or more, got " + number_text(options.clip), "leave it out for none");
   }
+  bool any_topk = false;
   for (std::size_t i = 0; i < size(); ++i) {
-    const Codec& codec = reducer.plan().choices[layer_index(i)].codec;
-    group_of_[layer_index(i)] = group(i);
-    corrects_[i] = compressed(i) && is_topk(codec) && first_[group(i)].momentum > 0;
+    const bool topk = compressed(i) && is_topk(reducer.plan().choices[layer_index(i)].codec);
+    any_topk = any_topk || topk;
+    if (topk && first_[group(i)].momentum > 0) {
+      corrects_[i] = true;
+      group_of_[layer_index(i)] = group(i);
+    }
   }
   refuse_start("warmup=STEPS raises the sparsity step by step from the first one");
-  if (any_compressed() && std::none_of(reducer.plan().choices.begin(), reducer.plan().choices.end(),
-                                       [](const auto& choice) { return is_topk(choice.codec); })) {
+  if (any_compressed() && !any_topk) {
     refuse("no layer has a top-k codec, whose momentum it would correct",
            "use the policy topk:0.001, or another optimizer");
   }
@@ -59,14 +62,11 @@ void DgcSgd::set_options(std::vector<SgdOptions> groups) {
   groups_.set(std::move(groups));
 }
 
-std::string DgcSgd::codec_options(std::size_t layer, const Codec& codec) const {
-  if (!is_topk(codec) || group_of_[layer] == kNoGroup) {
+std::string DgcSgd::codec_options(std::size_t layer, const Codec& /*codec*/) const {
+  if (group_of_[layer] == kNoGroup) {
     return {};
   }
   const SgdOptions& options = first_[group_of_[layer]];
-  if (options.momentum == 0) {
-    return {};
-  }
   std::string text = ",momentum=" + number_text(options.momentum);
   if (options.nesterov) text += ",nesterov";
   if (options_.clip > 0) {

@@ -39,7 +39,7 @@ class DgcSgd final : public Optimizer {
   const std::vector<SgdOptions> first_;
   const DgcOptions options_;
   std::vector<bool> corrects_;         // one a member: the codec has its momentum
-  std::vector<std::size_t> group_of_;  // by layer; SIZE_MAX where the layer is none of ours
+  std::vector<std::size_t> group_of_;  // by layer; SIZE_MAX where its codec has no momentum
   Slot& velocity_;                     // of weight decay alone where the codec has the gradient's
 };
 

@@ -126,7 +126,7 @@ void OneBitLamb::freeze() {
   for (std::size_t i = 0; i < size(); ++i) {
     if (compressed(i) && elements(i) > 0) {
       fold_bias(groups_.now(group(i)), {.m = steps(), .v = steps()}, m_.values[i], v_.values[i]);
-      fresh_.values[i] = v_.values[i];
+      std::copy(v_.values[i].begin(), v_.values[i].end(), ensure(fresh_, i).begin());
       coefficient_[i] /= bias_correction(lamb_.coefficient_beta, steps());
       mean += root_mean_square(m_.values[i]);
       count += 1;

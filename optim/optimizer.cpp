@@ -92,9 +92,13 @@ Optimizer::Slot& Optimizer::add_slot(std::string name, SlotKind kind) {
   return slot;
 }
 
-std::span<float> Optimizer::ensure(Slot& slot, std::size_t i) const {
-  slot.values[i].resize(static_cast<std::size_t>(elements(i)));
-  return slot.values[i];
+std::span<float> Optimizer::ensure(Slot& slot, std::size_t i) {
+  std::vector<float>& values = slot.values[i];
+  if (const auto n = static_cast<std::size_t>(elements(i)); values.size() != n) {
+    values.resize(n);
+    ++slots_version_;
+  }
+  return values;
 }
 
 void Optimizer::for_ranges(std::int64_t n, const Range& f) const {
@@ -281,6 +285,7 @@ void Optimizer::restore(const OptimizerState& saved) {
       slot.optional ? values.clear() : std::fill(values.begin(), values.end(), 0.0F);
     }
   }
+  ++slots_version_;
   for (const auto* entries : {&state.shared, &state.local}) {
     for (const StateEntry& entry : *entries) {
       const auto [slot, i] = places.at(entry.key);

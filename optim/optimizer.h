@@ -96,6 +96,8 @@ class Optimizer : public GradientMethod {
     std::vector<std::vector<float>> values;
   };
   const std::deque<Slot>& slots() const { return slots_; }
+  // Changes when a slot gets or loses memory.
+  std::uint64_t slots_version() const { return slots_version_; }
   std::deque<Slot>& slots() { return slots_; }
   Numbers numbers() const;
   const std::string& name() const { return name_; }
@@ -125,7 +127,7 @@ class Optimizer : public GradientMethod {
   enum class SlotKind : std::uint8_t { kShared, kLocal, kOptional, kOptionalLocal };
   Slot& add_slot(std::string name, SlotKind kind);
   // The values of a slot, zeros where there were none.
-  std::span<float> ensure(Slot& slot, std::size_t i) const;
+  std::span<float> ensure(Slot& slot, std::size_t i);
 
   void for_ranges(std::int64_t n, const Range& f) const;
 
@@ -177,6 +179,7 @@ class Optimizer : public GradientMethod {
   bool any_compressed_ = false;
   std::vector<std::size_t> member_of_;  // by layer; size() where there is none
   std::deque<Slot> slots_;
+  std::uint64_t slots_version_ = 0;
   Slot* master_ = nullptr;
   ParallelFor parallel_for_;
   std::uint64_t reduced_ = 0;  // the reducer's steps at the last call of step()

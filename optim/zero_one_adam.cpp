@@ -93,11 +93,15 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
   });
 }
 
+void ZeroOneAdam::keep_anchor(std::size_t i, std::span<const float> weights) {
+  if (anchor_.values[i].empty()) {
+    std::copy(weights.begin(), weights.end(), ensure(anchor_, i).begin());
+  }
+}
+
 void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorView gradient) {
   const AdamOptions options = groups_.now(group(i));
-  if (anchor_.values[i].empty()) {
-    anchor_.values[i].assign(weights.begin(), weights.end());
-  }
+  keep_anchor(i, weights);
   sum_lr_[i] += options.lr;
   if (!all_finite(gradient)) {
     return;
@@ -112,9 +116,7 @@ void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorVie
 
 void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorView reduced) {
   AdamOptions options = groups_.now(group(i));
-  if (anchor_.values[i].empty()) {
-    anchor_.values[i].assign(weights.begin(), weights.end());
-  }
+  keep_anchor(i, weights);
   const std::span<float> m = m_.values[i];
   const std::span<float> v = v_.values[i];
   const double sum_lr = sum_lr_[i] + groups_.at_begin(group(i)).lr;

@@ -46,6 +46,8 @@ class ZeroOneAdam final : public Optimizer {
   void load(const Numbers& numbers) override;
   std::vector<std::string> options_text() const override { return groups_.text(); }
 
+  // The first weights of the intervals, which all ranks have alike.
+  void keep_anchor(std::size_t i, std::span<const float> weights);
   void train_alone(std::size_t i, std::span<float> weights, TensorView gradient);
   void synchronise(std::size_t i, std::span<float> weights, TensorView reduced);
   void begin_intervals();

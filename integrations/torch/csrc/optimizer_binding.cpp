@@ -185,6 +185,7 @@ void bind_optimizers(py::module_& m) {
       .def("steps", &Optimizer::steps)
       .def("numbers", &Optimizer::numbers)
       .def("slots", &slots)
+      .def("slots_version", &Optimizer::slots_version)
       .def("state", &optimizer_state)
       .def("restore", &restore_optimizer, py::arg("ranks"), py::arg("rank"), py::arg("world_size"));
 

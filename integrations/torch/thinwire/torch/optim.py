@@ -108,6 +108,8 @@ class _Optimizer(torch.optim.Optimizer):
         if self._scaled_gradients_are_finite():
             self._publish()
             self._native.step(self._parameters, self._names)
+            if self._native.slots_version() != self._shown:
+                self._refresh_state()
         return loss
 
     def _scaled_gradients_are_finite(self) -> bool:
@@ -135,6 +137,7 @@ class _Optimizer(torch.optim.Optimizer):
 
     def _refresh_state(self) -> None:
         """Makes ``state`` show the native optimizer's memory."""
+        self._shown = self._native.slots_version()
         self.state.clear()
         for slot, (_, values) in self._native.slots().items():
             for parameter, value in zip(self._parameters, values, strict=True):
@@ -145,7 +148,6 @@ class _Optimizer(torch.optim.Optimizer):
         """Everything this rank needs to go on bit for bit: moments, counters and schedules, and the
         reducer's residuals, velocities and loss scale. Each rank saves its own, or all of them
         together: see ``gather_state_dict``. Plain values and tensors."""
-        self._refresh_state()
         packed: dict[str, Any] = super().state_dict()
         rank = self._native.state()
         shared = rank.pop("shared")
