@@ -4,8 +4,11 @@
 //
 //   python examples/mpi/export_mnist.py mnist.bin
 //   mpirun -np 4 build/release/examples/mnist_mlp mnist.bin --policy topk:0.01,values=q8
+//   mpirun -np 4 build/release/examples/mnist_mlp mnist.bin --optimizer onebit-adam
 //
-// after `make release`; as root with OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1.
+// --optimizer sgd (the default), dgc or onebit-adam, whose policy is onebit unless another is
+// given; after `make release`; as root with OMPI_ALLOW_RUN_AS_ROOT=1
+// OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1.
 #include <mpi.h>
 
 #include <algorithm>
@@ -16,6 +19,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -24,18 +28,20 @@
 #include "comm/mpi/mpi_communicator.h"
 #include "comm/reducer.h"
 #include "compressors/core/environment.h"
+#include "optim/dgc_sgd.h"
+#include "optim/onebit_adam.h"
+#include "optim/sgd.h"
 
 namespace {
 
 using thinwire::Bucket;
 using Floats = std::vector<float>;
+namespace optim = thinwire::optim;
 
 constexpr int kPixels = 784;
 constexpr int kHidden = 128;
 constexpr int kDigits = 10;
 constexpr int kBatch = 32;  // a rank
-constexpr float kLearningRate = 0.05F;
-constexpr float kMomentum = 0.9F;
 
 struct Image {
   float pixels[kPixels];
@@ -44,7 +50,8 @@ struct Image {
 
 struct Arguments {
   std::string data;
-  std::string policy = thinwire::environment_policy().value_or("topk:0.01,values=q8");
+  std::string optimizer = "sgd";
+  std::string policy = thinwire::environment_policy().value_or("");
   int steps = 300;
   double min_accuracy = 0;
 };
@@ -56,6 +63,8 @@ Arguments parse_arguments(int argc, char** argv) {
     const bool has_value = i + 1 < argc;
     if (word == "--policy" && has_value) {
       arguments.policy = argv[++i];
+    } else if (word == "--optimizer" && has_value) {
+      arguments.optimizer = argv[++i];
     } else if (word == "--steps" && has_value) {
       arguments.steps = std::atoi(argv[++i]);
     } else if (word == "--min-accuracy" && has_value) {
@@ -63,6 +72,9 @@ Arguments parse_arguments(int argc, char** argv) {
     } else {
       arguments.data = word;
     }
+  }
+  if (arguments.policy.empty()) {
+    arguments.policy = arguments.optimizer == "onebit-adam" ? "onebit" : "topk:0.01,values=q8";
   }
   return arguments;
 }
@@ -201,16 +213,21 @@ bool replicas_identical(Mlp& model, int ranks) {
   return std::all_of(all.begin(), all.end(), [mine](auto other) { return other == mine; });
 }
 
-void sgd_step(Mlp& model, Mlp& gradient, Mlp& velocity) {
-  for (std::size_t t = 0; t < 4; ++t) {
-    Floats& w = *model.tensors()[t];
-    Floats& v = *velocity.tensors()[t];
-    const Floats& g = *gradient.tensors()[t];
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      v[i] = kMomentum * v[i] + g[i];
-      w[i] -= kLearningRate * v[i];
-    }
+std::shared_ptr<optim::Optimizer> make_optimizer(const Arguments& arguments,
+                                                 thinwire::GradientReducer& reducer) {
+  const auto layers = optim::all_layers(reducer);
+  if (arguments.optimizer == "sgd") {
+    return optim::Sgd::make(reducer, layers, {{.lr = 0.05, .momentum = 0.9}});
   }
+  if (arguments.optimizer == "dgc") {
+    return optim::DgcSgd::make(reducer, layers, {{.lr = 0.05, .momentum = 0.9}});
+  }
+  if (arguments.optimizer == "onebit-adam") {  // the variance freezes after a fifth of the steps
+    return optim::OneBitAdam::make(reducer, layers, {{.lr = 1e-3}},
+                                   {.at_step = std::max(1, arguments.steps / 5)});
+  }
+  throw std::runtime_error("--optimizer " + arguments.optimizer +
+                           ": expected sgd, dgc or onebit-adam");
 }
 
 int train(const Arguments& arguments, int rank, int ranks) {
@@ -218,7 +235,6 @@ int train(const Arguments& arguments, int rank, int ranks) {
   const std::size_t training = images.size() * 4 / 5;  // the rest is for testing
   Mlp model(1);
   Mlp gradient;
-  Mlp velocity;
 
   thinwire::ReducerOptions options;
   options.deadline = std::chrono::seconds(60);
@@ -234,6 +250,13 @@ int train(const Arguments& arguments, int rank, int ranks) {
     std::cerr << reducer.summary() << std::endl;
   }
 
+  const std::shared_ptr<optim::Optimizer> optimizer = make_optimizer(arguments, reducer);
+  std::vector<optim::Parameter> parameters;
+  for (std::size_t t = 0; t < 4; ++t) {
+    parameters.push_back(
+        {thinwire::view(*model.tensors()[t]), thinwire::view(*gradient.tensors()[t])});
+  }
+
   std::mt19937 random(1000U + static_cast<unsigned>(rank));
   for (int step = 1; step <= arguments.steps; ++step) {
     Backward backward{model, gradient, {}};
@@ -246,7 +269,7 @@ int train(const Arguments& arguments, int rank, int ranks) {
     backward.hidden_layer();
     reducer.reduce({{{0, thinwire::view(gradient.w1)}, {1, thinwire::view(gradient.b1)}}, true})
         ->wait();
-    sgd_step(model, gradient, velocity);
+    optimizer->step(parameters);
 
     if (rank == 0 && (step % 50 == 0 || step == arguments.steps)) {
       const thinwire::ReducerStats stats = reducer.stats();
