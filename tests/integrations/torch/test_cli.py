@@ -180,7 +180,7 @@ def test_help_and_version() -> None:
     assert "--rate" in thinwire("bench", "steps", "--help").stdout
     other = thinwire("bench", "stepps")
     assert other.returncode == 2
-    assert "codecs, gradient, peers, fedzip, steps, table" in other.stderr
+    assert "codecs, gradient, peers, fedzip, optim, steps, table" in other.stderr
 
 
 def test_codecs_are_listed_as_on_their_page() -> None:
