@@ -51,7 +51,7 @@ METHODS = {
         Method("none", "plain DDP, fp32", "ddp"),
         Method("topk", "thinwire topk:0.001,values=q8", "thinwire:topk:0.001,values=q8"),
         Method("powersgd", "thinwire powersgd", "thinwire:powersgd:{rank}"),
-        Method("onebit", "thinwire onebit", "thinwire:onebit"),
+        Method("onebit", "thinwire onebit,scale=l1", "thinwire:onebit,scale=l1"),
         Method("q4", "thinwire q4", "thinwire:q4"),
         Method("q2", "thinwire q2", "thinwire:q2"),
         Method("bf16", "thinwire bf16", "thinwire:bf16"),
@@ -109,11 +109,8 @@ def is_baseline(method: Method) -> bool:
 
 def title_of(task: str, method: Method) -> str:
     """The row's title, with the rank where the transport has one."""
-    return (
-        f"{method.title}, rank {RECIPES[task].rank}"
-        if "{rank}" in method.transport
-        else (method.title)
-    )
+    rank = f", rank {RECIPES[task].rank}" if "{rank}" in method.transport else ""
+    return method.title + rank
 
 
 def settings_of(task: str, method: Method, recipe: Recipe, dense_steps: int) -> dict[str, Any]:
