@@ -135,7 +135,7 @@ class VerseMiniLm(Task):
         "all-MiniLM-L6-v2, 22.6 M parameters, all trained; King James verses of up to "
         f"{minilm.TOKENS} tokens, batch 8 a host"
     )
-    metric = Metric("accuracy", "%", True, 92.0)
+    metric = Metric("accuracy", "%", True, 88.0)
     batch = 8
     held_out = 512
 
