@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.ranks < 2 or (arguments.steps or 1) < 1 or (arguments.seeds or 1) < 1:
         parser.error("--ranks takes 2 or more, --steps and --seeds 1 or more")
+    hours = arguments.hours
+    arguments.deadline = None if hours is None else time.monotonic() + 3600 * hours
     return arguments
 
 
@@ -84,14 +87,14 @@ class LinkHosts:
 def train(choice: Choice, arguments: argparse.Namespace, tell: Callable[[str], None]) -> bool:
     hosts = LoopbackHosts(choice.ranks)
     runs = training_runs(choice)
-    return make_all(runs, arguments.out, lambda _: hosts, arguments.hours, tell)
+    return make_all(runs, arguments.out, lambda _: hosts, arguments.deadline, tell)
 
 
 def times(choice: Choice, arguments: argparse.Namespace, tell: Callable[[str], None]) -> bool:
     links = arguments.link or list(LINKS)
     lab = LinkHosts(choice.ranks, links)
     try:
-        return make_all(timing_runs(choice, links), arguments.out, lab, arguments.hours, tell)
+        return make_all(timing_runs(choice, links), arguments.out, lab, arguments.deadline, tell)
     finally:
         lab.close()
 

@@ -111,18 +111,17 @@ def make_all(
     runs: list[Run],
     out: Path,
     hosts: Callable[[Run], Hosts],
-    hours: float | None,
+    deadline: float | None,
     say: Callable[[str], None],
 ) -> bool:
-    """Make what is not finished yet; `hosts` gives each run its hosts. True: everything asked for
-    is finished."""
-    began = time.monotonic()
+    """Make what is not finished yet, starting none after the deadline (of time.monotonic); `hosts`
+    gives each run its hosts. True: everything asked for is finished."""
     missing = [run for run in runs if finished(run, out) is None]
     say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; records in {out}")
     failed = 0
     for number, run in enumerate(missing, start=1):
-        if hours is not None and time.monotonic() - began > hours * 3600:
-            say(f"{hours:g} hours are over; runs left: {len(missing) - number + 1}")
+        if deadline is not None and time.monotonic() > deadline:
+            say(f"the time is over; runs left: {len(missing) - number + 1}")
             return False
         result = make(run, out, hosts(run))
         failed += "error" in result
