@@ -1,7 +1,7 @@
 """How each task is trained: the optimisers of its families, steps, learning rate over the run.
 
 A family of optimisers has one setting a task, which its baseline and every compressed method of the
-family share: learning rates were chosen on the baselines, and none was tuned for a method.
+family share: learning rates are the baselines', and none is tuned for a method.
 """
 
 from __future__ import annotations

