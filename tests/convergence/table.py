@@ -271,16 +271,32 @@ INTRODUCTION = """\
 """
 
 
+_SHADES = ["#222222", "#888888", "#b0b0b0", "#cccccc"]
+
+
 def draw(rows: dict[str, list[Row]], file: Path) -> None:
     """A line a method: metric against steps (left) and MB sent (right), a row a task."""
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     from examples.demo.plots import STYLE
 
-    names = [name for name in METHODS if any(r.records for r in _rows_of(rows, name))]
+    shown = [row for group in rows.values() for row in group if row.complete]
+    names = [name for name in METHODS if any(row.method.name == name for row in shown)]
+    plain = [name for name in METHODS if is_baseline(METHODS[name])]
     palette = plt.get_cmap("tab20")
-    colours = {name: palette(number % 20) for number, name in enumerate(names)}
+    order = [name for name in METHODS if name not in plain]
+    colours: dict[str, Any] = dict(zip(plain, _SHADES, strict=True))
+    colours |= {name: palette(2 * number % 20 + number // 10) for number, name in enumerate(order)}
+    looks = {
+        name: {
+            "color": colours[name],
+            "linewidth": 2.2 if name in plain else 1.3,
+            "linestyle": "--" if name in plain else "-",
+        }
+        for name in METHODS
+    }
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(rows), 2, figsize=(11, 3.1 * len(rows) + 1.2), squeeze=False, layout="constrained"
@@ -289,20 +305,23 @@ def draw(rows: dict[str, list[Row]], file: Path) -> None:
             metric = TASKS[task].metric
             for row in group:
                 if row.complete:
-                    _line(by_steps, row, lambda p: p["step"], colours[row.method.name])
-                    _line(by_bytes, row, lambda p: p["wire_bytes"] / MB, colours[row.method.name])
+                    look = looks[row.method.name]
+                    by_steps.plot(*_curve(row, lambda p: p["step"]), **look)
+                    by_bytes.plot(*_curve(row, lambda p: p["wire_bytes"] / MB), **look)
             by_bytes.set_xscale("log")
+            by_bytes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+            by_bytes.xaxis.set_minor_formatter(NullFormatter())
             for axis in (by_steps, by_bytes):
                 axis.set_title(TASKS[task].title)
                 axis.set_ylabel(f"{metric.name}, %" if metric.unit else metric.name)
                 axis.axhline(metric.target, color="#999999", linewidth=0.8, linestyle=":")
                 if metric.higher_is_better:
-                    axis.set_ylim(bottom=metric.target - 20)
+                    axis.set_ylim(metric.target - 10, min(100.0, metric.target + 6))
                 else:
-                    axis.set_ylim(top=metric.target * 2.5)
+                    axis.set_ylim(top=metric.target * 2)
             by_steps.set_xlabel("steps")
             by_bytes.set_xlabel("MB sent by a rank")
-        handles = [Line2D([], [], color=colours[name], label=METHODS[name].title) for name in names]
+        handles = [Line2D([], [], label=METHODS[name].title, **looks[name]) for name in names]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -310,25 +329,18 @@ def draw(rows: dict[str, list[Row]], file: Path) -> None:
         plt.close(figure)
 
 
-def _rows_of(rows: dict[str, list[Row]], method: str) -> list[Row]:
-    return [row for group in rows.values() for row in group if row.method.name == method]
-
-
-def _line(axis: Any, row: Row, x: Callable[[dict[str, Any]], float], colour: Any) -> None:
-    """The mean curve, without its first point, which has sent nothing."""
+def _curve(row: Row, x: Callable[[dict[str, Any]], float]) -> tuple[list[float], list[float]]:
+    """The mean over the seeds, without the first point, which has sent nothing."""
     curves = [[p for p in record["curve"] if p["step"] > 0] for record in row.records]
-    points = [together for together in zip(*curves, strict=True) if _finite(together)]
-    axis.plot(
+    points = [
+        together
+        for together in zip(*curves, strict=True)
+        if all(p["metric"] is not None for p in together)
+    ]
+    return (
         [statistics.fmean(x(p) for p in together) for together in points],
         [statistics.fmean(p["metric"] for p in together) for together in points],
-        color=colour,
-        linewidth=2.2 if is_baseline(row.method) else 1.3,
-        linestyle="--" if is_baseline(row.method) else "-",
     )
-
-
-def _finite(points: Iterable[dict[str, Any]]) -> bool:
-    return all(point["metric"] is not None for point in points)
 
 
 def write(choice: Choice, out: Path, links: Iterable[str], docs: Path) -> list[Path]:
