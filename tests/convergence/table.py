@@ -124,7 +124,7 @@ def verdict(row: Row, base: Row) -> str:
     if row.diverged:
         return f"no, {row.diverged} of {len(row.records)} diverged"
     distance = gap(row, base)
-    if distance is None:
+    if distance is None or any(len(one.records) < one.asked for one in (row, base)):
         return MISSING
     if abs(distance) <= HALF:
         return "yes"
@@ -261,14 +261,14 @@ INTRODUCTION = """\
   brackets how many are in. Δ ÷ sd: the difference to the baseline in the baseline's standard
   deviations, above 0 where the method is better. Within ½ sd: no worse than half of one; a gap is
   in units of the metric. Chance alone gives two equal methods differences of a deviation of √(2/n)
-  sd over n seeds: 0.63 for 5, 0.82 for 3, 1.1 for one seed beside a baseline of 5.
+  sd over n seeds: 0.63 for 5, 0.82 for 3.
 - MB a rank (10⁶ bytes) are what thinwire counts, headers included; for plain DDP and PyTorch's
   hooks, the bytes of a ring allreduce of what they hand over.
 - Steps and MB to a fixed value are those of the first evaluation that reaches it, mean over the
   seeds; never: a seed does not. The time to it is a product, steps to it × step time on four lab
   hosts over links of that speed (`python -m tests.convergence times`), without evaluation and
   start; steps that a method sends dense, or denser than later, count as its baseline's.
-- `-`: not run. A baseline with one seed has no deviation, and so gives no verdict.
+- `-`: not run. A verdict needs all seeds of both.
 """
 
 

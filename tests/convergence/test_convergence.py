@@ -111,6 +111,8 @@ def test_verdicts(tmp_path):
     assert table.verdict(rows["q2"], base) == "no, gap 2.00"
     assert table.verdict(rows["onebit"], base) == "no, 1 of 2 diverged"
     assert table.verdict(rows["bf16"], base) == "-"
+    more = rows_of(tmp_path, dataclasses.replace(choice, seeds=3))
+    assert table.verdict(more["q4"], more["none"]) == "-"
     assert table.cells(rows["q4"], base, [])[5:] == ["10", "10"]
     assert table.cells(rows["q2"], base, [])[5:] == ["never", "never"]
 
