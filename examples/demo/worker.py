@@ -31,7 +31,7 @@ from torch._C._distributed_c10d import FileStore
 from examples.demo.board import Board
 from examples.demo.hosts import interface_sent
 from examples.demo.methods import Attached, attach
-from examples.demo.tasks import TASKS, Task
+from examples.demo.tasks import TASKS, DemoTask
 
 
 def parameter_hash(model: nn.Module) -> str:
@@ -46,7 +46,7 @@ def parameter_hash(model: nn.Module) -> str:
 class Job:
     """One model trained by one method."""
 
-    task: Task
+    task: DemoTask
     attached: Attached
     optimizer: torch.optim.Optimizer
     batches: Iterator[tuple[Tensor, Tensor]]
@@ -103,7 +103,7 @@ class Worker:
         self._board = Board(folder / "board", rank, world)
         self._folder = folder
         self._commands = channel.makefile("r", encoding="utf-8")
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, DemoTask] = {}
         self._jobs: dict[str, Job] = {}
         self._interface = os.environ["GLOO_SOCKET_IFNAME"]
         self._last_progress = 0.0

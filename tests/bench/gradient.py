@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from examples.demo.tasks import CharLstm, MnistMlp, Task
+from examples.demo.tasks import CharLstm, DemoTask, MnistMlp
 
 BENCH = Path(__file__).resolve().parents[2] / "build/release/bench/codecs_bench"
-TASKS: dict[str, type[Task]] = {"lstm": CharLstm, "mnist": MnistMlp}
+TASKS: dict[str, type[DemoTask]] = {"lstm": CharLstm, "mnist": MnistMlp}
 PASSED_ON = {"dtype": "bf16", "elements": 25_000_000, "rounds": 7, "threads": 1}
 """Options of codecs_bench, and their values here."""
 
 
-def gradient(task: Task, steps: int) -> tuple[np.ndarray, float]:
+def gradient(task: DemoTask, steps: int) -> tuple[np.ndarray, float]:
     """All parameters' gradients in a row, fp32, and the loss."""
     torch.manual_seed(1)
     model = task.model(seed=1)

@@ -1,0 +1,214 @@
+"""The compared methods, a row each, and how a row becomes a model and its optimiser.
+
+`settings_of` turns (method, task) into plain values; `attach` needs nothing else, so two runs of
+equal settings are the same run.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.convergence.settings import ADAM, LAMB, RECIPES, SGD, Recipe
+
+ONE_BUCKET_MB = 100_000
+"""Larger than any model here: PyTorch's PowerSGD hook aborts the process on Gloo when there are
+two buckets."""
+_POWERSGD_DENSE_STEPS = 2
+"""The earliest start that the hook allows with error feedback."""
+
+
+class NotAvailableError(RuntimeError):
+    """The method needs something that this thinwire does not have."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row. `{rank}` and `{dense_steps}` in a transport are the recipe's."""
+
+    name: str
+    title: str
+    transport: str
+    """`ddp`, `torch-fp16`, `torch-powersgd:RANK`, or `thinwire:POLICY`."""
+    family: str | None = None
+    """None: the task's own."""
+    optimizer: str | None = None
+    """A class of thinwire.torch.optim; None: the plain optimiser of the family."""
+    options: Callable[[Recipe], dict[str, Any]] = lambda _: {}
+    """Further arguments of the optimiser."""
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("none", "plain DDP, fp32", "ddp"),
+        Method("topk", "thinwire topk:0.001,values=q8", "thinwire:topk:0.001,values=q8"),
+        Method("powersgd", "thinwire powersgd", "thinwire:powersgd:{rank}"),
+        Method("onebit", "thinwire onebit,scale=l1", "thinwire:onebit,scale=l1"),
+        Method("q4", "thinwire q4", "thinwire:q4"),
+        Method("q2", "thinwire q2", "thinwire:q2"),
+        Method("bf16", "thinwire bf16", "thinwire:bf16"),
+        Method("q4-rotate", "thinwire q4,rotate", "thinwire:q4,rotate"),
+        Method("torch-powersgd", "PyTorch PowerSGD hook", "torch-powersgd:{rank}"),
+        Method("torch-fp16", "PyTorch fp16 hook", "torch-fp16"),
+        Method("sgd", "plain DDP, SGD with momentum", "ddp", SGD),
+        Method(
+            "dgc",
+            "DGC, 0.1 %",
+            "thinwire:topk:0.001,values=q8,warmup={dense_steps}",
+            SGD,
+            "DGCSGD",
+            lambda _: {"nesterov": False},
+        ),
+        Method("adam", "plain DDP, AdamW", "ddp", ADAM),
+        Method(
+            "onebit-adam",
+            "1-bit Adam",
+            "thinwire:onebit",
+            ADAM,
+            "OneBitAdam",
+            lambda recipe: {"freeze_step": recipe.dense_steps},
+        ),
+        Method("zeroone-adam", "0/1 Adam", "thinwire:onebit", ADAM, "ZeroOneAdam"),
+        Method("lamb", "plain DDP, LAMB", "ddp", LAMB),
+        Method(
+            "onebit-lamb",
+            "1-bit LAMB",
+            "thinwire:onebit",
+            LAMB,
+            "OneBitLAMB",
+            lambda recipe: {"freeze_step": recipe.dense_steps},
+        ),
+    )
+}
+BASELINES = {SGD: "sgd", ADAM: "adam", LAMB: "lamb"}
+
+
+def methods_of(task: str) -> list[Method]:
+    """All rows of a task: the plain optimiser of its own family is `none`."""
+    own = BASELINES[RECIPES[task].family]
+    return [method for name, method in METHODS.items() if name != own]
+
+
+def baseline_of(task: str, method: Method) -> str:
+    """The uncompressed run that a method is compared with."""
+    family = method.family or RECIPES[task].family
+    return "none" if family == RECIPES[task].family else BASELINES[family]
+
+
+def is_baseline(method: Method) -> bool:
+    return method.transport == "ddp"
+
+
+def title_of(task: str, method: Method) -> str:
+    """The row's title, with the rank where the transport has one."""
+    rank = f", rank {RECIPES[task].rank}" if "{rank}" in method.transport else ""
+    return method.title + rank
+
+
+def settings_of(task: str, method: Method, recipe: Recipe, dense_steps: int) -> dict[str, Any]:
+    """What decides how gradients travel and how weights change. `dense_steps` is the recipe's, but
+    for timing, which looks at what follows them."""
+    optimizer = recipe.optimizer(method.family or recipe.family)
+    if method.optimizer is not None:
+        options = method.options(recipe)
+        if "freeze_step" in options:
+            options["freeze_step"] = dense_steps
+        optimizer |= {"class": f"thinwire.{method.optimizer}", **options}
+    transport = method.transport.format(rank=recipe.rank, dense_steps=dense_steps)
+    return {"task": task, "method": method.name, "transport": transport, "optimizer": optimizer}
+
+
+def has_dense_steps(method: Method) -> bool:
+    """Whether the method sends dense gradients, or denser ones, for the recipe's `dense_steps`."""
+    fields = {field for _, field, _, _ in string.Formatter().parse(method.transport)}
+    return "dense_steps" in fields or "freeze_step" in method.options(next(iter(RECIPES.values())))
+
+
+@dataclass
+class Attached:
+    """A model with its way of communication and its optimiser."""
+
+    model: DistributedDataParallel
+    optimizer: torch.optim.Optimizer
+    wire_bytes: Callable[[int], float]
+    """Sent by this rank in its first `steps` steps, which must be all so far."""
+    computed: bool
+    """The bytes are a ring allreduce's, worked out; else counted by thinwire."""
+
+
+def attach(settings: dict[str, Any], module: nn.Module, world: int) -> Attached:
+    """Wrap the module; collective. NotAvailableError for an optimiser that thinwire lacks."""
+    family, _, argument = str(settings["transport"]).partition(":")
+    make_optimizer = _optimizer(dict(settings["optimizer"]))
+    ddp = DistributedDataParallel(
+        module,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=ONE_BUCKET_MB if family == "torch-powersgd" else None,
+    )
+    if family == "thinwire":
+        import thinwire.torch as tw
+
+        reducer = tw.compress(ddp, argument)
+        optimizer = make_optimizer(module.parameters(), reducer)
+        return Attached(ddp, optimizer, lambda _: float(reducer.stats()["wire_bytes"]), False)
+    optimizer = make_optimizer(module.parameters(), None)
+    elements = sum(parameter.numel() for parameter in module.parameters())
+    ring = 2 * (world - 1) / world
+    if family == "torch-powersgd":
+        state = powerSGD_hook.PowerSGDState(
+            None,
+            matrix_approximation_rank=int(argument),
+            start_powerSGD_iter=_POWERSGD_DENSE_STEPS,
+        )
+        ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+        def low_rank_bytes(steps: int) -> float:
+            dense = min(steps, _POWERSGD_DENSE_STEPS) * elements
+            return ring * 4 * (dense + state.total_numel_after_compression)
+
+        return Attached(ddp, optimizer, low_rank_bytes, True)
+    width = {"ddp": 4, "torch-fp16": 2}[family]
+    if family == "torch-fp16":
+        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    return Attached(ddp, optimizer, lambda steps: ring * width * elements * steps, True)
+
+
+def _optimizer(arguments: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+    """(parameters, reducer or None) -> optimiser, from a class name and arguments."""
+    name = arguments.pop("class")
+    if "betas" in arguments:
+        arguments["betas"] = tuple(arguments["betas"])
+    if name in ("SGD", "AdamW"):
+        plain = getattr(torch.optim, name)
+        return lambda parameters, _: plain(parameters, **arguments)
+    made = _ours(name.removeprefix("thinwire."))
+    if name == "LAMB":
+        return lambda parameters, _: made(parameters, **arguments)
+    return lambda parameters, reducer: made(parameters, reducer=reducer, **arguments)
+
+
+def _ours(name: str) -> Any:
+    """A class of thinwire.torch.optim."""
+    import thinwire.torch as tw
+    from thinwire.errors import NotAvailable
+
+    try:
+        return getattr(tw.optim, name)
+    except (NotAvailable, AttributeError) as error:
+        raise NotAvailableError(
+            f"this thinwire has no thinwire.torch.optim.{name}\n"
+            "hint: another thinwire, or choose others by --method"
+        ) from error
+
+
+def check_available(settings: dict[str, Any]) -> None:
+    """Raise what `attach` would for a missing optimiser, without a process group."""
+    _optimizer(dict(settings["optimizer"]))

@@ -1,0 +1,184 @@
+"""The five training jobs: what they learn, from what data, and what they are judged by.
+
+How they are trained (optimisers, steps) is in settings.py. Sizes are chosen for four ranks on two
+cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from examples.demo.tasks import (
+    CharLstmModel,
+    KingJamesCharacters,
+    Metric,
+    MnistImages,
+    MnistMlp,
+    Shard,
+    Task,
+)
+from tests.convergence import minilm
+
+
+class Mlp(MnistMlp):
+    """The demo's perceptron, judged nearer to its end."""
+
+    name = "mlp"
+    metric = dataclasses.replace(MnistMlp.metric, target=92.0)
+
+
+class Cnn(MnistImages):
+    """Two convolutions and two linear layers on the same images."""
+
+    name = "cnn"
+    title = "MNIST CNN"
+    workload = "MNIST CNN, 32 and 64 5x5 filters, 1024-128-10, 0.18 M parameters, batch 32 a host"
+    metric = Metric("accuracy", "%", True, 96.0)
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 32, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(1024, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+
+class Lstm(KingJamesCharacters):
+    """The demo's language model with layers of 200."""
+
+    name = "lstm"
+    title = "char LSTM"
+    workload = "char LSTM 2x200, King James text, 0.56 M parameters, 64 steps, batch 8 a host"
+    metric = Metric("perplexity", "", False, 6.0)
+    batch = 8
+    held_out_windows = 256
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return CharLstmModel(self._characters, 64, 200)
+
+    def clip(self, model: nn.Module) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+class _GptModel(nn.Module):
+    """Characters and positions embedded, pre-norm blocks with causal attention, linear decoder."""
+
+    def __init__(
+        self, characters: int, window: int, width: int = 128, heads: int = 4, layers: int = 4
+    ) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(characters, width)
+        self.positions = nn.Embedding(window, width)
+        block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(
+            block, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.decoder = nn.Linear(width, characters, bias=False)
+        self.register_buffer(
+            "mask", nn.Transformer.generate_square_subsequent_mask(window), persistent=False
+        )
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:  # GPT-2's, smaller where a block ends in the residual stream
+                ends = name.endswith(("out_proj.weight", "linear2.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if ends else 0.02)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        embedded = self.characters(inputs) + self.positions.weight[: inputs.shape[1]]
+        logits: Tensor = self.decoder(self.blocks(embedded, self.mask, is_causal=True))
+        return logits
+
+
+class Gpt(KingJamesCharacters):
+    """A small GPT on the same text."""
+
+    name = "gpt"
+    title = "char GPT"
+    workload = (
+        "char transformer, 4 blocks of 128, 4 heads, King James text, 0.82 M parameters, "
+        "64 characters, batch 8 a host"
+    )
+    metric = Metric("perplexity", "", False, 6.0)
+    batch = 8
+    held_out_windows = 256
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return _GptModel(self._characters, self.window)
+
+    def clip(self, model: nn.Module) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+class VerseMiniLm(Task):
+    """Fine-tuning MiniLM: is a verse from the Old Testament or from the New?"""
+
+    name = "minilm"
+    title = "MiniLM, OT or NT"
+    workload = (
+        "all-MiniLM-L6-v2, 22.6 M parameters, all trained; King James verses of up to "
+        f"{minilm.TOKENS} tokens, batch 8 a host"
+    )
+    metric = Metric("accuracy", "%", True, 88.0)
+    batch = 8
+    held_out = 512
+
+    def __init__(self) -> None:
+        self._tokens, self._labels = minilm.verses()
+
+    @staticmethod
+    def prepare() -> None:
+        minilm.prepare()
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return minilm.Classifier(minilm.pretrained(), 2)
+
+    def batches(self, rank: int, world: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = slice(self.held_out + rank, None, world)
+        tokens, labels = self._tokens[mine], self._labels[mine]
+        generator = torch.Generator().manual_seed(1000 * seed + rank)
+        while True:
+            order = torch.randperm(len(tokens), generator=generator)
+            for picked in order[: len(order) // self.batch * self.batch].split(self.batch):
+                yield tokens[picked], labels[picked]
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(model(inputs), targets)
+
+    def clip(self, model: nn.Module) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+    def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
+        mine = slice(rank, self.held_out, world)
+        with torch.no_grad():
+            right = sum(
+                int((model(tokens).argmax(dim=1) == labels).sum())
+                for tokens, labels in zip(
+                    self._tokens[mine].split(32), self._labels[mine].split(32), strict=True
+                )
+            )
+        return Shard(float(right), len(self._labels[mine]))
+
+    @staticmethod
+    def score(shards: list[Shard]) -> float:
+        return MnistImages.score(shards)
+
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Mlp, Cnn, Lstm, Gpt, VerseMiniLm)}
