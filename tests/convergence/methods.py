@@ -21,6 +21,11 @@ from tests.convergence.settings import ADAM, LAMB, RECIPES, SGD, Recipe
 ONE_BUCKET_MB = 100_000
 """Larger than any model here: PyTorch's PowerSGD hook aborts the process on Gloo when there are
 two buckets."""
+LONGEST_INTERVAL = 4
+"""Steps of 0/1 Adam between two exchanges, at the end of a run: runs of some hundred steps end with
+an exchange then. (16 in the paper, after more than 100,000 steps.)"""
+FREEZES = ("freeze_step", "var_freeze_step")
+"""Arguments that say for how long an optimiser sends dense gradients."""
 _POWERSGD_DENSE_STEPS = 2
 """The earliest start that the hook allows with error feedback."""
 
@@ -76,8 +81,19 @@ METHODS = {
             "OneBitAdam",
             lambda recipe: {"freeze_step": recipe.dense_steps},
         ),
-        Method("zeroone-adam", "0/1 Adam", "thinwire:onebit", ADAM, "ZeroOneAdam"),
-        Method("lamb", "plain DDP, LAMB", "ddp", LAMB),
+        Method(
+            "zeroone-adam",
+            "0/1 Adam",
+            "thinwire:onebit",
+            ADAM,
+            "ZeroOneAdam",
+            lambda recipe: {
+                "var_freeze_step": recipe.dense_steps,
+                "local_step_scaler": recipe.dense_steps,
+                "local_step_clipper": LONGEST_INTERVAL,
+            },
+        ),
+        Method("lamb", "uncompressed, LAMB", "thinwire:none", LAMB, "OneBitLAMB"),
         Method(
             "onebit-lamb",
             "1-bit LAMB",
@@ -104,7 +120,7 @@ def baseline_of(task: str, method: Method) -> str:
 
 
 def is_baseline(method: Method) -> bool:
-    return method.transport == "ddp"
+    return method.transport in ("ddp", "thinwire:none")
 
 
 def title_of(task: str, method: Method) -> str:
@@ -119,8 +135,7 @@ def settings_of(task: str, method: Method, recipe: Recipe, dense_steps: int) -> 
     optimizer = recipe.optimizer(method.family or recipe.family)
     if method.optimizer is not None:
         options = method.options(recipe)
-        if "freeze_step" in options:
-            options["freeze_step"] = dense_steps
+        options |= {name: dense_steps for name in FREEZES if name in options}
         optimizer |= {"class": f"thinwire.{method.optimizer}", **options}
     transport = method.transport.format(rank=recipe.rank, dense_steps=dense_steps)
     return {"task": task, "method": method.name, "transport": transport, "optimizer": optimizer}
@@ -129,7 +144,8 @@ def settings_of(task: str, method: Method, recipe: Recipe, dense_steps: int) -> 
 def has_dense_steps(method: Method) -> bool:
     """Whether the method sends dense gradients, or denser ones, for the recipe's `dense_steps`."""
     fields = {field for _, field, _, _ in string.Formatter().parse(method.transport)}
-    return "dense_steps" in fields or "freeze_step" in method.options(next(iter(RECIPES.values())))
+    options = method.options(next(iter(RECIPES.values())))
+    return "dense_steps" in fields or any(name in options for name in FREEZES)
 
 
 @dataclass
@@ -190,8 +206,6 @@ def _optimizer(arguments: dict[str, Any]) -> Callable[..., torch.optim.Optimizer
         plain = getattr(torch.optim, name)
         return lambda parameters, _: plain(parameters, **arguments)
     made = _ours(name.removeprefix("thinwire."))
-    if name == "LAMB":
-        return lambda parameters, _: made(parameters, **arguments)
     return lambda parameters, reducer: made(parameters, reducer=reducer, **arguments)
 
 

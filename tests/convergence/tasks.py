@@ -22,7 +22,7 @@ from examples.demo.tasks import (
     Shard,
     Task,
 )
-from tests.convergence import minilm
+from examples.pytorch import minilm
 
 
 class Mlp(MnistMlp):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.convergence import minilm, runs, table
+from examples.pytorch import minilm
+from tests.convergence import runs, table
 from tests.convergence.__main__ import main
 from tests.convergence.methods import METHODS, baseline_of, methods_of, settings_of
 from tests.convergence.runs import Choice, store, training_run, training_runs
