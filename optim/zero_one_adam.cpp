@@ -56,10 +56,11 @@ bool ZeroOneAdam::before(std::size_t i, TensorView gradient, TensorView out) {
   }
   const AdamOptions& options = groups_.at_begin(group(i));
   MomentumOptions momentum{.beta1 = options.beta1, .loss_scale = loss_scale()};
-  if (sum_lr_[i] + options.lr > 0) {
-    momentum.factor = options.lr;
-    local_sum(momentum, gradient, m_.values[i], v_.values[i], ensure(u_, i), out);
-  } else {  // nothing has moved: the momentum itself
+  const bool moves = sum_lr_[i] + options.lr > 0;  // else: the momentum itself
+  momentum.factor = moves ? options.lr : 1;
+  if (moves && !u_.values[i].empty()) {
+    local_sum(momentum, gradient, m_.values[i], v_.values[i], u_.values[i], out);
+  } else {
     local_momentum(momentum, gradient, m_.values[i], v_.values[i], out);
   }
   return true;
@@ -94,11 +95,11 @@ void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorVie
   if (anchor_.values[i].empty()) {
     anchor_.values[i].assign(weights.begin(), weights.end());
   }
+  const std::span<float> u = ensure(u_, i);
   sum_lr_[i] += options.lr;
   if (!all_finite(gradient)) {
     return;
   }
-  const std::span<float> u = ensure(u_, i);
   for_ranges(gradient.elements, [&](std::int64_t begin, std::int64_t end) {
     local_adam_step(options, gradient.slice(begin, end), slice(weights, begin, end),
                     slice(std::span(m_.values[i]), begin, end),
