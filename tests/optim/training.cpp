@@ -48,17 +48,22 @@ Trainer::Trainer(std::unique_ptr<Communicator> comm, const std::string& policy,
       optimizer(make(reducer)),
       weights(layers),
       gradients(layers) {
-  weights.fill(0, 0, kWeightSeed);
+  fill_weights(weights);
 }
 
-void Trainer::fill(std::uint64_t step) {
-  gradients.fill(step, rank());
+void fill_gradients(const std::vector<Layer>& layers, std::uint64_t step, int rank,
+                    Gradients& gradients) {
+  gradients.fill(step, rank);
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     for (std::int64_t i = 0; i < layers[layer].elements(); ++i) {
       if (is_dead(i)) gradients.set(layer, i, 0);
     }
   }
 }
+
+void fill_weights(Gradients& weights) { weights.fill(0, 0, kWeightSeed); }
+
+void Trainer::fill(std::uint64_t step) { fill_gradients(layers, step, rank(), gradients); }
 
 void Trainer::reduce() { reduce_step(reducer, gradients, kBuckets); }
 

@@ -29,6 +29,12 @@ inline constexpr std::size_t kEmptyLayer = 7;
 inline constexpr std::int64_t kDeadStride = 7;
 inline bool is_dead(std::int64_t i) { return i % kDeadStride == 3; }
 
+// What Trainer::fill() makes of a rank's gradients.
+void fill_gradients(const std::vector<Layer>& layers, std::uint64_t step, int rank,
+                    Gradients& gradients);
+// The weights that all ranks begin with.
+void fill_weights(Gradients& weights);
+
 class Trainer {
  public:
   // The communicator's rank and world size.
