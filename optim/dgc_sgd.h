@@ -31,7 +31,8 @@ class DgcSgd final : public Optimizer {
          DgcOptions options);
   std::string codec_options(std::size_t layer, const Codec& codec) const override;
   void update(std::size_t i, std::span<float> weights, TensorView reduced) override;
-  std::vector<std::string> options_text() const override;
+  std::vector<std::string> options_text() const override { return groups_.text(); }
+  std::string settings_text() const override;
 
   Groups<SgdOptions> groups_;
   const std::vector<SgdOptions> first_;
