@@ -73,8 +73,8 @@ struct Method {
   MakeOptimizer make;
   bool needs_topk = false;
 };
-// 0/1 Adam: variance at steps 0, 1, 3, 5, intervals from step 6 on: two of 1 step, two of 2, then
-// 4. The others that freeze do so after 4 steps.
+// 0/1 Adam: variance at steps 0, 1, 3, 5, intervals from step 6 on: two of 1 step, one of 2, then
+// of 4. The others that freeze do so after 4 steps.
 std::vector<Method> all_methods();
 inline constexpr std::int64_t kFreezeStep = 4;
 inline constexpr optim::ZeroOneOptions kShortIntervals{
