@@ -402,6 +402,7 @@ TEST(OptimizerSettings, MustBeTheSameOnAllRanks) {
           testing::reduce_step(reducer, gradients, testing::kTwoBuckets);
         });
     for (const auto& error : errors) {
+      ASSERT_TRUE(error);
       EXPECT_THAT(message(error), HasSubstr(std::string("\n  ") + different.field + ":\n"));
       EXPECT_THROW(std::rethrow_exception(error), MismatchError);
     }
