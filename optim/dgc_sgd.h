@@ -13,7 +13,9 @@
 namespace thinwire::optim {
 
 struct DgcOptions {
-  double clip = 0;            // threshold of the local L2 norm, times P^(-1/2); 0: no clipping
+  // Threshold of the local gradient's L2 norm, times P^(-1/2), its loss scale included. 0: no
+  // clipping.
+  double clip = 0;
   bool clip_by_last = false;  // by the last step's norm, which saves a pass over the gradient
 };
 
