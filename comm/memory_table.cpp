@@ -158,12 +158,12 @@ void MemoryTable::scale(float factor) {
 
 void MemoryTable::scale(std::span<const float> factors) {
   for (auto& [slot, memory] : memories_) {
-    memory->scale(factors[slot.layer]);
+    if (factors[slot.layer] != 1.0F) memory->scale(factors[slot.layer]);
   }
 }
 
 void MemoryTable::release(std::size_t layer, TensorView grad) {
-  for (auto& [slot, memory] : memories_) {
+  for (const auto& [slot, memory] : memories_) {
     if (slot.layer != layer || slot.role != MemoryRole::kWorker) {
       continue;
     }
@@ -175,8 +175,9 @@ void MemoryTable::release(std::size_t layer, TensorView grad) {
         values[i] = from_float<T>(to_float(values[i]) + residual[i]);
       }
     });
-    memory->clear();
   }
+  std::erase_if(memories_, [&](const auto& entry) { return entry.first.layer == layer; });
+  std::erase_if(restored_, [&](const Slot& slot) { return slot.layer == layer; });
 }
 
 std::vector<double> MemoryTable::residual_norms() const {
@@ -267,12 +268,16 @@ void MemoryTable::restore(const std::vector<StateEntry>& entries) {
       refuse("entry '" + entry.key + "' stands there twice");
     }
   }
+  std::vector<Slot> given_out;
   for (auto& [slot, memory] : memories_) {
     memory->clear();
+    if (!restored_.contains(slot)) {
+      given_out.push_back(slot);
+    }
   }
   restored_.clear();
   for (const auto& [place, entry] : wanted) {
-    if (!memories_.contains(place.first)) {
+    if (std::find(given_out.begin(), given_out.end(), place.first) == given_out.end()) {
       restored_.insert(place.first);
     }
     Memory& memory = at(place.first);
@@ -287,6 +292,9 @@ void MemoryTable::restore(const std::vector<StateEntry>& entries) {
         memory.restore_state(entry->values);
         break;
     }
+  }
+  for (const Slot& slot : given_out) {
+    cut_restored(slot);
   }
 }
 

@@ -40,7 +40,8 @@ class MemoryTable final : public MemoryStore {
   // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
   std::vector<double> residual_norms() const;
 
-  // Adds what the layer's workers hold to its gradient, rounded once, and clears it.
+  // Adds what the layer's workers hold to its gradient, rounded once, and forgets it. Only where
+  // memory() is never called.
   void release(std::size_t layer, TensorView grad);
 
   // Bytes held now, all generations.

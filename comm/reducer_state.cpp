@@ -61,6 +61,11 @@ struct Range {
   std::size_t begin = 0;
 };
 
+bool read(std::string_view text, std::size_t& number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
 Range range_of(const StateEntry& entry, std::string_view role) {
   const std::string_view rest = std::string_view(entry.key).substr(role.size());
   const std::size_t slash = rest.rfind('/');
@@ -68,10 +73,13 @@ Range range_of(const StateEntry& entry, std::string_view role) {
   Range range;
   if (slash != std::string_view::npos && colon != std::string_view::npos && colon > slash) {
     range.layer = rest.substr(0, slash);
-    const std::string_view begin = rest.substr(slash + 1, colon - slash - 1);
-    const auto [end, error] =
-        std::from_chars(begin.data(), begin.data() + begin.size(), range.begin);
-    if (error == std::errc() && end == begin.data() + begin.size()) {
+    std::size_t end = 0;
+    if (read(rest.substr(slash + 1, colon - slash - 1), range.begin) &&
+        read(rest.substr(colon + 1), end)) {
+      if (end < range.begin || end - range.begin != entry.values.size()) {
+        refuse("entry '" + entry.key + "' has " + std::to_string(entry.values.size()) +
+               " values; expected as many as its range");
+      }
       return range;
     }
   }

@@ -128,12 +128,8 @@ void DgcSgd::adapt(OptimizerState& state) const {
   }
 }
 
-std::vector<std::string> DgcSgd::options_text() const {
-  std::vector<std::string> text = groups_.text();
-  for (std::string& line : text) {
-    line += ", clip=" + number_text(options_.clip) + (options_.clip_by_last ? " by last norm" : "");
-  }
-  return text;
+std::string DgcSgd::settings_text() const {
+  return "clip=" + number_text(options_.clip) + (options_.clip_by_last ? " by last norm" : "");
 }
 
 }  // namespace thinwire::optim

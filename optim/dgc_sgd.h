@@ -13,7 +13,9 @@
 namespace thinwire::optim {
 
 struct DgcOptions {
-  double clip = 0;            // threshold of the local L2 norm, times P^(-1/2); 0: no clipping
+  // Threshold of the local gradient's L2 norm, times P^(-1/2), its loss scale included. 0: no
+  // clipping.
+  double clip = 0;
   bool clip_by_last = false;  // by the last step's norm, which saves a pass over the gradient
 };
 
@@ -33,7 +35,8 @@ class DgcSgd final : public Optimizer {
   void update(std::size_t i, std::span<float> weights, TensorView reduced) override;
   void adapt(OptimizerState& state) const override;
   void save(Numbers& numbers) const override;
-  std::vector<std::string> options_text() const override;
+  std::vector<std::string> options_text() const override { return groups_.text(); }
+  std::string settings_text() const override;
 
   Groups<SgdOptions> groups_;
   const std::vector<SgdOptions> first_;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "optim/optim_kernels.h"
+#include "optim/schedules.h"
 
 namespace thinwire::optim {
 
@@ -17,6 +18,9 @@ void check_options(const std::string& optimizer, std::size_t group, const AdamOp
 // "lr=0.1, momentum=0.9".
 std::string options_text(const SgdOptions& options);
 std::string options_text(const AdamOptions& options);
+// Of what all groups have in common.
+std::string settings_text(const FreezeOptions& options);
+std::string settings_text(const ZeroOneOptions& options);
 // Shortest decimal that reads as the same number.
 std::string number_text(double value);
 // With weight decay that does not enter the moments.

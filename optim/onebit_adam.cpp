@@ -27,6 +27,12 @@ void OneBitAdam::set_options(std::vector<AdamOptions> groups) {
   groups_.set(decoupled(std::move(groups)));
 }
 
+AdamOptions OneBitAdam::options_of(std::size_t i) const {
+  AdamOptions options = groups_.now(group(i));
+  options.bias_correction = options.bias_correction && !(freeze_.frozen() && has_codec(i));
+  return options;
+}
+
 StepMode OneBitAdam::begin() {
   groups_.begin();
   return freeze_.frozen() ? StepMode::kPolicy : StepMode::kDense;
@@ -43,7 +49,7 @@ bool OneBitAdam::before(std::size_t i, TensorView gradient, TensorView out) {
 }
 
 void OneBitAdam::update(std::size_t i, std::span<float> weights, TensorView reduced) {
-  const AdamOptions options = groups_.now(group(i));
+  const AdamOptions options = options_of(i);
   const std::span<float> m = m_.values[i];
   const std::span<float> v = v_.values[i];
   const AdamSteps now{.m = steps() + 1, .v = steps() + 1};

@@ -53,6 +53,12 @@ std::shared_ptr<OneBitLamb> OneBitLamb::make(GradientReducer& reducer, std::vect
   return optimizer;
 }
 
+AdamOptions OneBitLamb::options_of(std::size_t i) const {
+  AdamOptions options = groups_.now(group(i));
+  options.bias_correction = options.bias_correction && !(freeze_.frozen() && has_codec(i));
+  return options;
+}
+
 StepMode OneBitLamb::begin() {
   groups_.begin();
   return freeze_.frozen() ? StepMode::kPolicy : StepMode::kDense;
@@ -73,7 +79,7 @@ void OneBitLamb::update(std::size_t i, std::span<float> weights, TensorView redu
     update_frozen(i, weights, reduced);
     return;
   }
-  const AdamOptions options = groups_.now(group(i));
+  const AdamOptions options = options_of(i);
   const AdamSteps now{.m = steps() + 1, .v = steps() + 1};
   const std::span<float> m = m_.values[i];
   const std::span<float> v = v_.values[i];
@@ -139,6 +145,14 @@ void OneBitLamb::freeze() {
       scale_[i] = rms > 0 && mean > 0 ? mean / rms : 1;
     }
   }
+}
+
+std::string OneBitLamb::settings_text() const {
+  return optim::settings_text(freeze_.options()) + ", coefficient " +
+         number_text(lamb_.coefficient_min) + " to " + number_text(lamb_.coefficient_max) +
+         " with beta " + number_text(lamb_.coefficient_beta) + ", factor " +
+         number_text(lamb_.factor_min) + " to " + number_text(lamb_.factor_max) + " by " +
+         number_text(lamb_.factor_threshold);
 }
 
 void OneBitLamb::save(Numbers& numbers) const {

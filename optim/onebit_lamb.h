@@ -45,6 +45,8 @@ class OneBitLamb final : public Optimizer {
   OneBitLamb(GradientReducer& reducer, std::vector<Member> members, std::vector<AdamOptions> groups,
              const FreezeOptions& freeze, const LambOptions& lamb);
   bool frozen(std::size_t i) const { return freeze_.frozen() && compressed(i); }
+  // The group's; what was frozen on several ranks and goes on on one has its bias folded in.
+  AdamOptions options_of(std::size_t i) const;
   StepMode begin() override;
   bool before(std::size_t i, TensorView gradient, TensorView out) override;
   void update(std::size_t i, std::span<float> weights, TensorView reduced) override;
@@ -52,6 +54,7 @@ class OneBitLamb final : public Optimizer {
   void save(Numbers& numbers) const override;
   void load(const Numbers& numbers) override;
   std::vector<std::string> options_text() const override { return groups_.text(); }
+  std::string settings_text() const override;
 
   void update_frozen(std::size_t i, std::span<float> weights, TensorView reduced);
   void freeze();

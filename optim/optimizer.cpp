@@ -63,11 +63,10 @@ Optimizer::Optimizer(GradientReducer& reducer, std::string name, std::vector<Mem
              "keep the parameter in fp32");
     }
     member_of_[index] = i;
-    const bool has_codec = !reducer.plan().choices[index].codec.is_none();
-    compressed_.push_back(has_codec && reducer.size() > 1);
+    compressed_.push_back(has_codec(i) && reducer.size() > 1);
     any_compressed_ = any_compressed_ || compressed_.back();
     if (is_rounded(layer.dtype) && master_ == nullptr) {
-      master_ = &add_slot("master", SlotKind::kOptional);
+      master_ = &add_slot("master", SlotKind::kOptionalLocal);
     }
   }
 }
@@ -189,9 +188,14 @@ std::vector<HandshakeField> Optimizer::fields() const {
     }
     fields.push_back({name_ + "'s " + name, text});
   }
+  fields.push_back({name_ + "'s settings", settings_text()});
   const std::vector<std::string> options = options_text();
   for (std::size_t i = 0; i < options.size(); ++i) {
     fields.push_back({"parameter group " + std::to_string(i), options[i]});
+  }
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    fields.push_back({"parameter " + std::to_string(i),
+                      "'" + layer(i).name + "' of group " + std::to_string(group(i))});
   }
   return fields;
 }

@@ -114,6 +114,10 @@ class Optimizer : public GradientMethod {
   // The plan has a codec for member i, and there are ranks to exchange with.
   bool compressed(std::size_t i) const { return compressed_[i]; }
   bool any_compressed() const { return any_compressed_; }
+  // The plan has one, however many ranks there are.
+  bool has_codec(std::size_t i) const {
+    return !reducer_.plan().choices[layer_index(i)].codec.is_none();
+  }
   std::size_t size() const { return members_.size(); }
   std::size_t group(std::size_t i) const { return members_[i].group; }
   std::size_t groups() const;
@@ -149,6 +153,8 @@ class Optimizer : public GradientMethod {
   virtual void load(const Numbers& /*numbers*/) {}
   // The options, in words, for the comparison between ranks; one a group.
   virtual std::vector<std::string> options_text() const = 0;
+  // The same of what is set for all groups together.
+  virtual std::string settings_text() const { return {}; }
 
   // What gradients come multiplied by, as the reducer was told.
   double loss_scale() const { return reducer_.loss_scale(); }

@@ -41,6 +41,7 @@ class FreezeRule {
   bool needs_norm() const { return options_.at_step == 0 && !frozen(); }
   bool frozen() const { return state_.frozen_after > 0; }
   std::int64_t delta() const { return delta_; }
+  const FreezeOptions& options() const { return options_; }
 
   const FreezeState& state() const { return state_; }
   // InvalidArgument when the parts of `state` contradict each other or delta().
@@ -79,6 +80,7 @@ class ZeroOneSchedule {
   explicit ZeroOneSchedule(const ZeroOneOptions& options);
   // InvalidArgument for step < 0. O(log step).
   ZeroOneStep at(std::int64_t step) const;
+  const ZeroOneOptions& options() const { return options_; }
 
  private:
   ZeroOneOptions options_;

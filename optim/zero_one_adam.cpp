@@ -32,7 +32,9 @@ std::shared_ptr<ZeroOneAdam> ZeroOneAdam::make(GradientReducer& reducer,
 }
 
 ZeroOneStep ZeroOneAdam::next() const {
-  return any_compressed() ? schedule_.at(steps()) : ZeroOneStep::kVariance;
+  // After var_freeze_step on one rank, say.
+  const bool late = steps() >= var_freeze_step_ && !folded_;
+  return any_compressed() && !late ? schedule_.at(steps()) : ZeroOneStep::kVariance;
 }
 
 bool ZeroOneAdam::synchronised() const {
@@ -60,10 +62,11 @@ bool ZeroOneAdam::before(std::size_t i, TensorView gradient, TensorView out) {
   }
   const AdamOptions& options = groups_.at_begin(group(i));
   MomentumOptions momentum{.beta1 = options.beta1, .loss_scale = loss_scale()};
-  if (sum_lr_[i] + options.lr > 0) {
-    momentum.factor = options.lr;
-    local_sum(momentum, gradient, m_.values[i], v_.values[i], ensure(u_, i), out);
-  } else {  // nothing has moved: the momentum itself
+  const bool moves = sum_lr_[i] + options.lr > 0;  // else: the momentum itself
+  momentum.factor = moves ? options.lr : 1;
+  if (moves && !u_.values[i].empty()) {
+    local_sum(momentum, gradient, m_.values[i], v_.values[i], u_.values[i], out);
+  } else {
     local_momentum(momentum, gradient, m_.values[i], v_.values[i], out);
   }
   return true;
@@ -78,7 +81,10 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
     synchronise(i, weights, reduced);
     return;
   }
-  const AdamOptions options = groups_.now(group(i));
+  AdamOptions options = groups_.now(group(i));
+  options.bias_correction = options.bias_correction && !folded_;
+  sum_lr_[i] = 0;  // an interval that several ranks have begun ends on one
+  u_.values[i].clear();
   const bool measures = kind_ == ZeroOneStep::kVariance;
   const AdamSteps now{.m = steps() + 1, .v = variance_steps_ + (measures ? 1 : 0)};
   for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {
@@ -94,7 +100,7 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
 }
 
 void ZeroOneAdam::keep_anchor(std::size_t i, std::span<const float> weights) {
-  if (anchor_.values[i].empty()) {
+  if (sum_lr_[i] == 0) {
     std::copy(weights.begin(), weights.end(), ensure(anchor_, i).begin());
   }
 }
@@ -102,11 +108,11 @@ void ZeroOneAdam::keep_anchor(std::size_t i, std::span<const float> weights) {
 void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorView gradient) {
   const AdamOptions options = groups_.now(group(i));
   keep_anchor(i, weights);
+  const std::span<float> u = ensure(u_, i);
   sum_lr_[i] += options.lr;
   if (!all_finite(gradient)) {
     return;
   }
-  const std::span<float> u = ensure(u_, i);
   for_ranges(gradient.elements, [&](std::int64_t begin, std::int64_t end) {
     local_adam_step(options, gradient.slice(begin, end), slice(weights, begin, end),
                     slice(std::span(m_.values[i]), begin, end),
@@ -130,18 +136,18 @@ void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorVie
   } else {
     options.lr = 0;
     frozen_adam_step(options, reduced, weights, m, v);
+    unmoved_.push_back(i);
   }
   sum_lr_[i] = 0;
 }
 
 void ZeroOneAdam::end_update() {
-  if (!any_compressed()) {
-    ++variance_steps_;
-    return;
-  }
   variance_steps_ += kind_ == ZeroOneStep::kVariance ? 1 : 0;
-  if (steps() == var_freeze_step_) {
+  if (any_compressed() && !folded_ && steps() >= var_freeze_step_) {
     begin_intervals();
+  }
+  if (!unmoved_.empty()) {
+    forget_unmoved();
   }
 }
 
@@ -154,16 +160,30 @@ void ZeroOneAdam::begin_intervals() {
     factors[layer_index(i)] = static_cast<float>(options.lr * (1 - options.beta1));
   }
   reducer().scale_memories(factors);
+  folded_ = true;
+}
+
+// What error feedback has kept of a momentum is no part of what later steps add up to.
+void ZeroOneAdam::forget_unmoved() {
+  std::vector<float> factors(layers(), 1.0F);
+  for (const std::size_t i : unmoved_) {
+    factors[layer_index(i)] = 0;
+  }
+  unmoved_.clear();
+  reducer().scale_memories(factors);
 }
 
 void ZeroOneAdam::save(Numbers& numbers) const {
   numbers["variance_steps"] = {static_cast<double>(variance_steps_)};
+  numbers["folded"] = {folded_ ? 1.0 : 0.0};
   numbers["sum_lr"] = sum_lr_;
 }
 
 void ZeroOneAdam::load(const Numbers& numbers) {
   const std::vector<double>& sum_lr = expect(numbers, "sum_lr", size());
+  const double folded = expect(numbers, "folded", 1)[0];
   variance_steps_ = static_cast<std::int64_t>(expect(numbers, "variance_steps", 1)[0]);
+  folded_ = folded != 0;
   sum_lr_ = sum_lr;
 }
 

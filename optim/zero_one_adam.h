@@ -45,23 +45,27 @@ class ZeroOneAdam final : public Optimizer {
   void save(Numbers& numbers) const override;
   void load(const Numbers& numbers) override;
   std::vector<std::string> options_text() const override { return groups_.text(); }
+  std::string settings_text() const override { return optim::settings_text(schedule_.options()); }
 
-  // The first weights of the intervals, which all ranks have alike.
+  // Where an interval begins; where nothing has moved since, weights may have been set.
   void keep_anchor(std::size_t i, std::span<const float> weights);
   void train_alone(std::size_t i, std::span<float> weights, TensorView gradient);
   void synchronise(std::size_t i, std::span<float> weights, TensorView reduced);
   void begin_intervals();
+  void forget_unmoved();
 
   Groups<AdamOptions> groups_;
   const ZeroOneSchedule schedule_;
   const std::int64_t var_freeze_step_;
   ZeroOneStep kind_ = ZeroOneStep::kVariance;  // of the step on its way
   std::int64_t variance_steps_ = 0;
-  std::vector<double> sum_lr_;  // of the steps since the last exchange, one a member
+  bool folded_ = false;               // bias is in m and v: intervals have begun
+  std::vector<double> sum_lr_;        // of the steps since the last exchange, one a member
+  std::vector<std::size_t> unmoved_;  // members with lr 0 in all of the interval that ends
   Slot& m_;
   Slot& v_;
   Slot& u_;       // what these steps have added up to, in weights
-  Slot& anchor_;  // the weights at the last exchange
+  Slot& anchor_;  // the weights at the interval's beginning
 };
 
 }  // namespace thinwire::optim

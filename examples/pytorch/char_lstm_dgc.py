@@ -1,7 +1,7 @@
 """Trains the demo's character LSTM on the King James text with Deep Gradient Compression: 0.1 % of
 each gradient travels, its momentum corrected, after a warm-up that starts at 25 %.
 
-    torchrun --nproc-per-node=2 examples/pytorch/char_lstm_dgc.py --log lstm.jsonl
+    torchrun --nproc-per-node=2 examples/pytorch/char_lstm_dgc.py --run-log lstm.jsonl
     thinwire report lstm.jsonl
 
 On several hosts, here four emulated ones with 10 Mbit/s (as root, or see cluster/lab/README.md):
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--density", type=float, default=0.001)
     parser.add_argument("--lr", type=float, default=0.5)
-    parser.add_argument("--log", help="a run log for `thinwire report`")
+    parser.add_argument("--run-log", help="a run log for `thinwire report`")
     args = parser.parse_args()
 
     dist.init_process_group("gloo")
@@ -60,7 +60,7 @@ def main() -> None:
     model = DistributedDataParallel(task.model(seed=1), gradient_as_bucket_view=True)
     warmup = max(1, args.steps // 5)
     policy = f"topk:{args.density:g},values=q8,warmup={warmup}"
-    reducer = tw.compress(model, policy, log=args.log)
+    reducer = tw.compress(model, policy, log=args.run_log)
     optimizer = tw.optim.DGCSGD(model.parameters(), reducer, lr=args.lr, momentum=0.9, clip=1.0)
 
     start = time.perf_counter()

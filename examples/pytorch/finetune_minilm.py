@@ -1,6 +1,6 @@
 """Fine-tunes all-MiniLM-L6-v2 to tell the Old Testament's verses from the New's, with 1-bit Adam.
 
-    torchrun --nproc-per-node=2 examples/pytorch/finetune_minilm.py --log minilm.jsonl
+    torchrun --nproc-per-node=2 examples/pytorch/finetune_minilm.py --run-log minilm.jsonl
     thinwire report minilm.jsonl
 
 On several hosts, here four emulated ones with 100 Mbit/s (as root, or see cluster/lab/README.md):
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--policy", default="onebit")
     parser.add_argument("--freeze-step", type=int, help="default: a fifth of the steps")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="verses to test with")
-    parser.add_argument("--log", help="a run log for `thinwire report`")
+    parser.add_argument("--run-log", help="a run log for `thinwire report`")
     args = parser.parse_args()
 
     dist.init_process_group("gloo")
@@ -73,7 +73,7 @@ def main() -> None:
     model = DistributedDataParallel(
         minilm.Classifier(minilm.pretrained(), classes=2), gradient_as_bucket_view=True
     )
-    reducer = tw.compress(model, args.policy, log=args.log)
+    reducer = tw.compress(model, args.policy, log=args.run_log)
     optimizer = tw.optim.OneBitAdam(
         model.parameters(),
         reducer=reducer,

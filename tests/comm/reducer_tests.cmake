@@ -4,7 +4,8 @@ tw_test(comm_policy_test policy_test.cpp)
 add_library(comm_reducer_fixture OBJECT reducer_fixture.cpp)
 target_link_libraries(comm_reducer_fixture PUBLIC tw_flags)
 target_include_directories(comm_reducer_fixture SYSTEM PUBLIC ${XXHASH_INCLUDE_DIR})
-foreach(test handshake_test reducer_test reducer_state_test reducer_failure_test)
+foreach(test handshake_test reducer_test reducer_state_test reducer_failure_test reshard_test
+             gradient_method_test)
   tw_test(comm_${test} ${test}.cpp LINK comm_reducer_fixture)
 endforeach()
 

@@ -44,7 +44,7 @@ def test_minilm_is_fine_tuned_with_one_bit_adam(tmp_path):
     script = EXAMPLES / "finetune_minilm.py"
     log = tmp_path / "run.jsonl"
     options = ["--steps", "12", "--freeze-step", "6", "--batch", "4", "--held-out", "64"]
-    printed = torchrun(tmp_path, script, *options, "--log", str(log))
+    printed = torchrun(tmp_path, script, *options, "--run-log", str(log))
     assert "step 10: loss" in printed
     assert "frozen after 6" in printed
     assert figure(r"test accuracy ([\d.]+)%", printed) > 50.0

@@ -13,7 +13,6 @@
 #include "compressors/core/convert.h"
 #include "compressors/core/error.h"
 #include "optim/optim_reference.h"
-#include "tests/optim/reference.h"
 #include "tests/support/patterns.h"
 #include "tests/support/simd_targets.h"
 
@@ -39,43 +38,88 @@ struct Inputs {
   std::vector<float> weights;
   std::vector<float> a;
   std::vector<float> b;  // squares, of which every third is zero
+  std::vector<float> c;
+  std::vector<float> d;  // squares
 };
 
 Inputs make_inputs(Pattern pattern, std::int64_t n) {
   Inputs in{.grad = make_values(pattern, n, 1),
             .weights = make_values(Pattern::kNormal, n, 2),
             .a = make_values(Pattern::kNormal, n, 3),
-            .b = make_values(Pattern::kNormal, n, 4)};
+            .b = make_values(Pattern::kNormal, n, 4),
+            .c = make_values(Pattern::kNormal, n, 5),
+            .d = make_values(Pattern::kNormal, n, 6)};
   for (std::size_t i = 0; i < in.b.size(); ++i) in.b[i] *= i % 3 == 0 ? 0 : in.b[i];
+  for (float& x : in.d) x *= x;
   return in;
 }
 
-// What a kernel reads and writes: a gradient, weights, two states, and where momentum is sent.
+// What a kernel reads and writes: a gradient, weights, four states, where momentum is sent, and
+// what LAMB's kernels return.
 struct Arrays {
   Array grad;
   Array weights;
   Array a;
   Array b;
+  Array c;
+  Array d;
   Array out;
+  LambSums sums = {};
 
   Arrays(DType dtype, const Inputs& in, std::int64_t shift = 0)
       : grad(dtype, in.grad, shift),
         weights(DType::kF32, in.weights, shift),
         a(DType::kF32, in.a, shift),
         b(DType::kF32, in.b, shift),
+        c(DType::kF32, in.c, shift),
+        d(DType::kF32, in.d, shift),
         out(DType::kF32, static_cast<std::int64_t>(in.grad.size()), shift) {}
 
   bool guards_intact() const {
     return grad.guards_intact() && weights.guards_intact() && a.guards_intact() &&
-           b.guards_intact() && out.guards_intact();
+           b.guards_intact() && c.guards_intact() && d.guards_intact() && out.guards_intact();
   }
 };
+
+// What becomes of an element without a variance.
+enum class Masks { kNothing, kZero, kStays, kAnchor };
 
 struct Case {
   std::string name;
   std::function<void(Arrays&)> kernel;
   std::function<void(Arrays&)> reference;
+  Masks masks = Masks::kNothing;
+  Array Arrays::*changes = &Arrays::weights;  // where a gradient's NaN shows
 };
+
+const AdamSteps kFew{.m = 9, .v = 4};
+const MomentumOptions kSent{.beta1 = 0.9, .loss_scale = 64, .factor = 0.3};
+constexpr double kSumLr = 0.02;
+
+Case momentum_case(const std::string& name, Array Arrays::*out) {
+  return {name,
+          [=](Arrays& x) {
+            local_momentum(kSent, x.grad.view(), span_of(x.a), span_of(x.b), (x.*out).view());
+          },
+          [=](Arrays& x) {
+            local_momentum_reference(factors_of(kSent), x.grad.view(), floats(x.a), floats(x.b),
+                                     (x.*out).view());
+          },
+          Masks::kZero, out};
+}
+
+Case sum_case(const std::string& name, Array Arrays::*out) {
+  return {name,
+          [=](Arrays& x) {
+            local_sum(kSent, x.grad.view(), span_of(x.a), span_of(x.b), span_of(x.c),
+                      (x.*out).view());
+          },
+          [=](Arrays& x) {
+            local_sum_reference(factors_of(kSent), x.grad.view(), floats(x.a), floats(x.b),
+                                floats(x.c), (x.*out).view());
+          },
+          Masks::kZero, out};
+}
 
 Case sgd_case(const std::string& name, const SgdOptions& o, bool velocity) {
   return {name,
@@ -101,13 +145,13 @@ Case dgc_case(const std::string& name, const SgdOptions& o, bool decay) {
           }};
 }
 
-Case adam_case(const std::string& name, const AdamOptions& o, std::int64_t step) {
+Case adam_case(const std::string& name, const AdamOptions& o, AdamSteps steps) {
   return {name,
           [=](Arrays& x) {
-            adam_step(o, step, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b));
+            adam_step(o, steps, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b));
           },
           [=](Arrays& x) {
-            adam_reference(factors_of(o, step), x.grad.view(), floats(x.weights), floats(x.a),
+            adam_reference(factors_of(o, steps), x.grad.view(), floats(x.weights), floats(x.a),
                            floats(x.b));
           }};
 }
@@ -120,25 +164,23 @@ std::vector<Case> all_cases() {
       dgc_case("dgc", {.lr = 0.05, .momentum = 0.9}, false),
       dgc_case("dgc with weight decay", kMomentum, true),
       dgc_case("dgc, nesterov", kNesterov, true),
-      adam_case("adam", kAdam, 1),
-      adam_case("adamw", kAdamW, 7),
-      adam_case("adam without bias correction", kUncorrected, 7),
-      {"momentum to fp32",
+      adam_case("adam", kAdam, {}),
+      adam_case("adamw", kAdamW, {.m = 7, .v = 5}),
+      adam_case("adam without bias correction", kUncorrected, {.m = 7, .v = 7}),
+      {"momentum-only adam",
        [](Arrays& x) {
-         local_momentum(0.9, x.grad.view(), span_of(x.a), span_of(x.b), x.out.view());
+         momentum_adam_step(kAdam, kFew, x.grad.view(), span_of(x.weights), span_of(x.a),
+                            span_of(x.b));
        },
        [](Arrays& x) {
-         local_momentum_reference(static_cast<float>(1 - 0.9), x.grad.view(), floats(x.a),
-                                  floats(x.b), x.out.view());
-       }},
-      {"momentum in place",
-       [](Arrays& x) {
-         local_momentum(0.9, x.grad.view(), span_of(x.a), span_of(x.b), x.grad.view());
+         momentum_adam_reference(factors_of(kAdam, kFew), x.grad.view(), floats(x.weights),
+                                 floats(x.a), floats(x.b));
        },
-       [](Arrays& x) {
-         local_momentum_reference(static_cast<float>(1 - 0.9), x.grad.view(), floats(x.a),
-                                  floats(x.b), x.grad.view());
-       }},
+       Masks::kStays},
+      momentum_case("momentum to fp32", &Arrays::out),
+      momentum_case("momentum in place", &Arrays::grad),
+      sum_case("sum to fp32", &Arrays::out),
+      sum_case("sum in place", &Arrays::grad),
       {"frozen adam",
        [](Arrays& x) {
          frozen_adam_step(kAdamW, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b));
@@ -146,7 +188,63 @@ std::vector<Case> all_cases() {
        [](Arrays& x) {
          frozen_adam_reference(frozen_factors_of(kAdamW), x.grad.view(), floats(x.weights),
                                floats(x.a), floats(x.b));
+       },
+       Masks::kStays},
+      {"local adam",
+       [](Arrays& x) {
+         local_adam_step(kAdamW, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b),
+                         span_of(x.c));
+       },
+       [](Arrays& x) {
+         local_adam_reference(frozen_factors_of(kAdamW), x.grad.view(), floats(x.weights),
+                              floats(x.a), floats(x.b), floats(x.c));
+       },
+       Masks::kStays},
+      {"sync adam",
+       [](Arrays& x) {
+         sync_adam_step(kAdamW, kSumLr, x.grad.view(), span_of(x.weights), span_of(x.a),
+                        span_of(x.b), span_of(x.c), span_of(x.d));
+       },
+       [](Arrays& x) {
+         sync_adam_reference(factors_of(kAdamW, kSumLr), x.grad.view(), floats(x.weights),
+                             floats(x.a), floats(x.b), floats(x.c), floats(x.d));
+       },
+       Masks::kAnchor},
+      {"lamb's moments",
+       [](Arrays& x) {
+         x.sums = lamb_moments(kAdamW, kFew, x.grad.view(), span_of(x.weights), span_of(x.a),
+                               span_of(x.b));
+       },
+       [](Arrays& x) {
+         x.sums = lamb_moments_reference(lamb_factors_of(kAdamW, kFew), x.grad.view(),
+                                         floats(x.weights), floats(x.a), floats(x.b));
+       },
+       Masks::kNothing, &Arrays::a},
+      {"lamb",
+       [](Arrays& x) {
+         lamb_moments(kAdamW, kFew, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b));
+         lamb_move(kAdamW, kFew, 0.7, span_of(x.weights), span_of(x.a), span_of(x.b));
+       },
+       [](Arrays& x) {
+         const LambFactors f = lamb_factors_of(kAdamW, kFew);
+         lamb_moments_reference(f, x.grad.view(), floats(x.weights), floats(x.a), floats(x.b));
+         lamb_move_reference(f, static_cast<float>(kAdamW.lr * 0.7), false, floats(x.weights),
+                             floats(x.a), floats(x.b), x.weights.view().elements);
        }},
+      {"frozen lamb",
+       [](Arrays& x) {
+         x.sums = frozen_lamb_moments(kAdamW, 3, x.grad.view(), span_of(x.weights), span_of(x.a),
+                                      span_of(x.b), span_of(x.d));
+         frozen_lamb_move(kAdamW, 0.7, span_of(x.weights), span_of(x.a), span_of(x.b));
+       },
+       [](Arrays& x) {
+         const LambFactors f = frozen_lamb_factors_of(kAdamW, 3);
+         x.sums = frozen_lamb_moments_reference(f, x.grad.view(), floats(x.weights), floats(x.a),
+                                                floats(x.b), floats(x.d));
+         lamb_move_reference(f, static_cast<float>(kAdamW.lr * 0.7), true, floats(x.weights),
+                             floats(x.a), floats(x.b), x.weights.view().elements);
+       },
+       Masks::kStays},
   };
 }
 
@@ -167,7 +265,17 @@ void expect_same(const Arrays& got, const Arrays& expected) {
   expect_same(got.weights, expected.weights, "weight");
   expect_same(got.a, expected.a, "first state");
   expect_same(got.b, expected.b, "second state");
+  expect_same(got.c, expected.c, "third state");
+  expect_same(got.d, expected.d, "fourth state");
   expect_same(got.out, expected.out, "momentum");
+  const auto same_sum = [](double x, double y) {
+    EXPECT_TRUE(std::memcmp(&x, &y, sizeof x) == 0 || (std::isnan(x) && std::isnan(y)))
+        << x << ", expected " << y;
+  };
+  same_sum(got.sums.weights, expected.sums.weights);
+  same_sum(got.sums.update, expected.sums.update);
+  same_sum(got.sums.direction, expected.sums.direction);
+  same_sum(double{got.sums.ratio}, double{expected.sums.ratio});
 }
 
 void compare_targets(const Case& which, DType dtype, const Inputs& inputs) {
@@ -197,7 +305,7 @@ TEST(OptimKernels, EveryTargetGivesTheBitsOfTheScalarCode) {
 }
 
 TEST(OptimKernels, OfAnySize) {
-  for (const std::int64_t n : {0, 1, 15, 16, 17, 65537}) {
+  for (const std::int64_t n : {0, 1, 15, 16, 17, 4095, 8197}) {
     const Inputs inputs = make_inputs(Pattern::kNormal, n);
     for (const Case& which : all_cases()) {
       for (const DType dtype : {DType::kF32, DType::kBF16}) compare_targets(which, dtype, inputs);
@@ -213,8 +321,6 @@ TEST(OptimKernels, NaNAndInfStayInTheirElement) {
   const std::size_t masked = 66;  // the variance is 0
   for (const Case& which : all_cases()) {
     SCOPED_TRACE(which.name);
-    const bool sends = which.name.starts_with("momentum");
-    const bool masks = sends || which.name.starts_with("frozen");
     Arrays clean(DType::kF32, inputs);
     which.kernel(clean);
     for_each_simd_target([&] {
@@ -223,13 +329,10 @@ TEST(OptimKernels, NaNAndInfStayInTheirElement) {
       hit.grad.set(inf, std::numeric_limits<float>::infinity());
       hit.grad.set(masked, std::numeric_limits<float>::quiet_NaN());
       which.kernel(hit);
-      const Array& changed = !sends                             ? hit.weights
-                             : which.name == "momentum to fp32" ? hit.out
-                                                                : hit.grad;
-      const std::vector<float> x = changed.values();
+      const std::vector<float> x = (hit.*which.changes).values();
       EXPECT_TRUE(std::isnan(x[nan]));
       EXPECT_FALSE(std::isfinite(x[inf]));
-      EXPECT_EQ(std::isnan(x[masked]), !masks);
+      EXPECT_EQ(std::isnan(x[masked]), which.masks == Masks::kNothing);
       const auto same_elsewhere = [&](const Array& got, const Array& expected) {
         const std::vector<float> y = got.values();
         const std::vector<float> z = expected.values();
@@ -242,6 +345,8 @@ TEST(OptimKernels, NaNAndInfStayInTheirElement) {
       same_elsewhere(hit.weights, clean.weights);
       same_elsewhere(hit.a, clean.a);
       same_elsewhere(hit.b, clean.b);
+      same_elsewhere(hit.c, clean.c);
+      same_elsewhere(hit.d, clean.d);
       same_elsewhere(hit.out, clean.out);
     });
   }
@@ -249,189 +354,31 @@ TEST(OptimKernels, NaNAndInfStayInTheirElement) {
 
 TEST(OptimKernels, MaskedElementsSendZeroAndStay) {
   const Inputs inputs = make_inputs(Pattern::kNormal, 100);
-  for_each_simd_target([&] {
-    Arrays x(DType::kF32, inputs);
-    local_momentum(0.9, x.grad.view(), span_of(x.a), span_of(x.b), x.out.view());
-    frozen_adam_step(kAdamW, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b));
-    const std::vector<float> sent = x.out.values();
-    const std::vector<float> m = x.a.values();
-    const std::vector<float> weights = x.weights.values();
-    for (std::size_t i = 0; i < sent.size(); ++i) {
-      const bool masked = i % 3 == 0;
-      EXPECT_EQ(sent[i] == 0, masked) << i;
-      EXPECT_EQ(m[i], masked ? 0 : inputs.grad[i]) << i;
-      EXPECT_EQ(weights[i] == inputs.weights[i], masked) << i;
-    }
-  });
-}
-
-// 100 steps beside the papers' formulas in fp64. The bound is twice the running error of the
-// formula as written there, in fp32 (reference.h). Twice, because the kernels order operations in
-// another way, with at most twice the rounding errors: m + c (g - m) rounds terms of at most
-// 3 c (|g| + |m|) where beta1 m + c g rounds some of 2 (beta1 |m| + c |g|), and 3 c <= 4 beta1 for
-// every beta1 >= 3/7; the other rearrangements round less often than the formulas.
-class HundredSteps : public testing::TestWithParam<DType> {
- protected:
-  static constexpr std::int64_t kSteps = 100;
-  static constexpr std::int64_t kElements = 131;
-
-  HundredSteps()
-      : weights_(DType::kF32, make_values(Pattern::kAlternating, kElements, 9)),
-        a_(DType::kF32, zeros()),
-        b_(DType::kF32, zeros()),
-        coordinates_(kElements) {
-    const std::vector<float> start = weights_.values();
-    for (std::size_t i = 0; i < coordinates_.size(); ++i) {
-      coordinates_[i].weight = exact(static_cast<double>(start[i]));
-    }
-  }
-
-  static std::vector<float> zeros() { return std::vector<float>(kElements); }
-
-  // With a trend, and scales from 1e-4 to 1; every seventh element is 0 until `dead_until`.
-  static Array gradient(std::int64_t step, std::int64_t dead_until = 0) {
-    std::vector<float> values =
-        make_values(Pattern::kNormal, kElements, static_cast<std::uint64_t>(100 + step));
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const float scale = std::pow(10.0F, -static_cast<float>(i % 5));
-      values[i] = scale * (100 * values[i] + (i % 2 == 0 ? 0.3F : -0.1F));
-      if (i % 7 == 0 && step <= dead_until) values[i] = 0;
-    }
-    return {GetParam(), values};
-  }
-
-  template <typename F>
-  void each(Array& grad, F&& update) {
-    const std::vector<float> g = grad.values();
-    for (std::size_t i = 0; i < g.size(); ++i) {
-      update(coordinates_[i], exact(static_cast<double>(g[i])));
-    }
-  }
-
-  static void expect_near(const Array& got, const std::vector<Coordinate>& coordinates,
-                          Bounded Coordinate::*what) {
-    const std::vector<float> x = got.values();
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      const Bounded expected = coordinates[i].*what;
-      ASSERT_LE(std::fabs(static_cast<double>(x[i]) - expected.value), 2 * expected.error) << i;
-    }
-  }
-
-  // After the last step: near the reference, and the bound says something: it is a small part of
-  // the way that the weights have gone.
-  void expect_weights_near() const {
-    expect_near(weights_, coordinates_, &Coordinate::weight);
-    const std::vector<float> start = make_values(Pattern::kAlternating, kElements, 9);
-    double way = 0;
-    double bound = 0;
-    for (std::size_t i = 0; i < coordinates_.size(); ++i) {
-      way += std::fabs(coordinates_[i].weight.value - static_cast<double>(start[i]));
-      bound += 2 * coordinates_[i].weight.error;
-    }
-    RecordProperty("bound_to_way", std::to_string(bound / way));
-    EXPECT_LT(bound, 1e-3 * way);
-  }
-
-  void run_sgd(const SgdOptions& options) {
-    for (std::int64_t step = 1; step <= kSteps; ++step) {
-      Array grad = gradient(step);
-      each(grad, [&](Coordinate& c, Bounded g) { reference_sgd(c, g, options); });
-      sgd_step(options, grad.view(), span_of(weights_),
-               options.momentum > 0 ? span_of(a_) : std::span<float>());
-      if (options.momentum > 0) expect_near(a_, coordinates_, &Coordinate::velocity);
-      if (HasFatalFailure()) return;
-    }
-    expect_weights_near();
-  }
-
-  void run_adam(const AdamOptions& options) {
-    for (std::int64_t step = 1; step <= kSteps; ++step) {
-      Array grad = gradient(step);
-      each(grad, [&](Coordinate& c, Bounded g) { reference_adam(c, g, options, step); });
-      adam_step(options, step, grad.view(), span_of(weights_), span_of(a_), span_of(b_));
-      expect_near(a_, coordinates_, &Coordinate::m);
-      expect_near(b_, coordinates_, &Coordinate::v);
-      if (HasFatalFailure()) return;
-    }
-    expect_weights_near();
-  }
-
-  Array weights_;
-  Array a_;
-  Array b_;
-  std::vector<Coordinate> coordinates_;
-};
-
-TEST_P(HundredSteps, Sgd) { run_sgd(kPlain); }
-TEST_P(HundredSteps, SgdWithMomentum) { run_sgd(kMomentum); }
-TEST_P(HundredSteps, SgdNesterov) { run_sgd(kNesterov); }
-TEST_P(HundredSteps, Adam) { run_adam(kAdam); }
-TEST_P(HundredSteps, AdamW) { run_adam(kAdamW); }
-TEST_P(HundredSteps, AdamWithoutBiasCorrection) { run_adam(kUncorrected); }
-
-TEST_P(HundredSteps, Dgc) {
-  for (const SgdOptions& options : {kMomentum, kNesterov}) {
-    for (std::int64_t step = 1; step <= kSteps / 2; ++step) {
-      Array mean = gradient(step);
-      each(mean, [&](Coordinate& c, Bounded g) { reference_dgc(c, g, options); });
-      dgc_step(options, mean.view(), span_of(weights_), span_of(a_));
-      expect_near(a_, coordinates_, &Coordinate::decay_velocity);
-      if (HasFatalFailure()) return;
-    }
-  }
-  expect_weights_near();
-}
-
-// World size 1 and no loss: what is sent is what comes back, through fp32 or the gradient's dtype.
-TEST_P(HundredSteps, OneBitAdam) {
-  const std::int64_t frozen_after = 20;
-  AdamOptions options = kAdamW;
-  options.bias_correction = false;
-  AdamOptions frozen = options;
-  frozen.decoupled = false;  // not read
-  for (std::int64_t step = 1; step <= kSteps; ++step) {
-    Array grad = gradient(step, frozen_after);
-    if (step <= frozen_after) {
-      each(grad, [&](Coordinate& c, Bounded g) { reference_adam(c, g, options, step); });
-      adam_step(options, step, grad.view(), span_of(weights_), span_of(a_), span_of(b_));
-      continue;
-    }
-    std::vector<Bounded> sent;
-    each(grad, [&](Coordinate& c, Bounded g) {
-      sent.push_back(reference_local_momentum(c, g, options.beta1));
+  for (const Case& which : all_cases()) {
+    SCOPED_TRACE(which.name);
+    for_each_simd_target([&] {
+      Arrays x(DType::kF32, inputs);
+      which.kernel(x);
+      const std::vector<float> now = (x.*which.changes).values();
+      for (std::size_t i = 0; i < now.size(); ++i) {
+        const bool masked = i % 3 == 0;
+        switch (which.masks) {
+          case Masks::kNothing:
+            break;
+          case Masks::kZero:
+            EXPECT_EQ(now[i] == 0, masked) << i;
+            break;
+          case Masks::kStays:
+            EXPECT_EQ(now[i] == inputs.weights[i], masked) << i;
+            break;
+          case Masks::kAnchor:
+            EXPECT_EQ(now[i] == inputs.d[i], masked) << i;
+            EXPECT_EQ(now[i], x.d.values()[i]) << i;
+            EXPECT_EQ(x.c.values()[i], 0) << i;
+            break;
+        }
+      }
     });
-    Array out(DType::kF32, kElements);
-    local_momentum(options.beta1, grad.view(), span_of(a_), span_of(b_), out.view());
-    frozen_adam_step(frozen, out.view(), span_of(weights_), span_of(a_), span_of(b_));
-    for (std::size_t i = 0; i < sent.size(); ++i) {
-      reference_frozen_adam(coordinates_[i], sent[i], options);
-    }
-    expect_near(a_, coordinates_, &Coordinate::m);
-    if (HasFatalFailure()) return;
-  }
-  expect_near(b_, coordinates_, &Coordinate::v);
-  expect_weights_near();
-}
-
-INSTANTIATE_TEST_SUITE_P(Gradients, HundredSteps,
-                         testing::Values(DType::kF32, DType::kBF16, DType::kF16),
-                         [](const auto& info) { return std::string(name(info.param)); });
-
-// Of the formulas: where nothing is lost, momentum before the exchange and weight decay's after it
-// are SGD's.
-TEST(OptimReference, DgcWithoutCompressionIsSgd) {
-  for (const SgdOptions& options : {kMomentum, kNesterov}) {
-    Coordinate sgd;
-    sgd.weight = exact(0.75);
-    Coordinate dgc = sgd;
-    double u = 0;
-    for (std::int64_t step = 1; step <= 100; ++step) {
-      const double g = std::sin(static_cast<double>(step));
-      u = options.momentum * u + g;
-      reference_sgd(sgd, exact(g), options);
-      reference_dgc(dgc, exact(options.nesterov ? g + options.momentum * u : u), options);
-    }
-    EXPECT_NEAR(sgd.weight.value, dgc.weight.value, 1e-12);
   }
 }
 
@@ -474,6 +421,43 @@ TEST(L1Norm, IsTheSumInAFixedOrder) {
   EXPECT_TRUE(std::isnan(l1_norm(std::vector<float>{1, std::numeric_limits<float>::quiet_NaN()})));
 }
 
+TEST(SquareSum, IsTheSumInAFixedOrder) {
+  for (const std::int64_t n : {0, 1, 17, 4095, 4097, 65537}) {
+    for (const Pattern pattern : kPatterns) {
+      SCOPED_TRACE(testing::Message() << name(pattern) << " n=" << n);
+      std::vector<float> values = make_values(pattern, n, 1);
+      const double expected = square_sum_reference(values);
+      long double plain = 0;
+      for (const float x : values) plain += static_cast<long double>(x) * x;
+      EXPECT_NEAR(expected, static_cast<double>(plain), static_cast<double>(plain) * 0x1p-44);
+      for_each_simd_target([&] {
+        const double got = square_sum(values);
+        ASSERT_EQ(std::memcmp(&got, &expected, sizeof got), 0) << got << " " << expected;
+      });
+    }
+  }
+}
+
+TEST(AllFinite, SeesEveryElement) {
+  for (const DType dtype : kGradTypes) {
+    for (const std::int64_t n : {0, 1, 16, 37}) {
+      Array values(dtype, make_values(Pattern::kHuge, n, 1), 1);
+      for_each_simd_target([&] {
+        EXPECT_TRUE(all_finite(values.view()));
+        for (std::int64_t i = 0; i < n; ++i) {
+          const float before = values.values()[static_cast<std::size_t>(i)];
+          for (const float bad :
+               {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+            values.set(i, bad);
+            EXPECT_FALSE(all_finite(values.view())) << i;
+          }
+          values.set(i, before);
+        }
+      });
+    }
+  }
+}
+
 TEST(OptimKernels, RefuseWhatDoesNotFit) {
   std::vector<float> three(3, 1.0F);
   std::vector<float> four(4, 1.0F);
@@ -485,11 +469,32 @@ TEST(OptimKernels, RefuseWhatDoesNotFit) {
   EXPECT_THROW(sgd_step(kMomentum, grad, three, four), InvalidArgument);
   EXPECT_THROW(sgd_step(kPlain, integers, three, {}), InvalidArgument);
   EXPECT_THROW(dgc_step(kMomentum, grad, three, {}), InvalidArgument);
-  EXPECT_THROW(adam_step(kAdam, 0, grad, three, three, three), InvalidArgument);
-  EXPECT_THROW(adam_step(kAdam, 1, grad, three, four, three), InvalidArgument);
-  EXPECT_THROW(frozen_adam_step(kAdam, grad, three, three, four), InvalidArgument);
-  EXPECT_THROW(local_momentum(0.9, grad, three, three, view(four)), InvalidArgument);
-  EXPECT_THROW(local_momentum(0.9, grad, three, three, half.view()), InvalidArgument);
+  const MomentumOptions sent;
+  const auto bad = [](auto&& call) { EXPECT_THROW(call(), InvalidArgument); };
+  for (const AdamSteps steps : {AdamSteps{.m = 0, .v = 1}, AdamSteps{.m = 1, .v = 0}}) {
+    bad([&] { adam_step(kAdam, steps, grad, three, three, three); });
+    bad([&] { momentum_adam_step(kAdam, steps, grad, three, three, three); });
+    bad([&] { lamb_moments(kAdam, steps, grad, three, three, three); });
+    bad([&] { lamb_move(kAdam, steps, 1, three, three, three); });
+  }
+  bad([&] { adam_step(kAdam, {}, grad, three, four, three); });
+  bad([&] { momentum_adam_step(kAdam, {}, grad, three, three, four); });
+  bad([&] { frozen_adam_step(kAdam, grad, three, three, four); });
+  bad([&] { local_momentum(sent, grad, three, three, view(four)); });
+  bad([&] { local_momentum(sent, grad, three, three, half.view()); });
+  bad([&] { local_adam_step(kAdam, grad, three, three, three, four); });
+  bad([&] { local_sum(sent, grad, three, three, four, view(three)); });
+  bad([&] { local_sum(sent, grad, three, three, three, half.view()); });
+  bad([&] { sync_adam_step(kAdam, 1, grad, three, three, three, three, four); });
+  for (const double sum_lr : {0.0, -1.0, std::nan("")}) {
+    bad([&] { sync_adam_step(kAdam, sum_lr, grad, three, three, three, three, three); });
+  }
+  bad([&] { lamb_moments(kAdam, {}, grad, four, three, three); });
+  bad([&] { frozen_lamb_moments(kAdam, 1, grad, three, three, three, four); });
+  bad([&] { lamb_move(kAdam, {}, 1, three, three, four); });
+  bad([&] { frozen_lamb_move(kAdam, 1, three, four, three); });
+  bad([&] { frozen_adam_step(kAdam, integers, three, three, three); });
+  bad([&] { all_finite(integers); });
   EXPECT_EQ(three, std::vector<float>(3, 1.0F));
   EXPECT_EQ(four, std::vector<float>(4, 1.0F));
 }

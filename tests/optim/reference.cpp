@@ -1,5 +1,6 @@
 #include "tests/optim/reference.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -43,6 +44,42 @@ Bounded sqrt(Bounded a) {
   return rounded(root, root > steep ? a.error / root : steep);
 }
 
+namespace {
+
+Bounded mixed(Bounded m, Bounded g, double beta) {
+  return constant(beta) * m + constant(1 - beta) * g;
+}
+
+Bounded without_bias(Bounded x, double beta, std::int64_t step) {
+  return x / constant(1 - std::pow(beta, static_cast<double>(step)));
+}
+
+Bounded decayed(const Coordinate& c, Bounded grad, const AdamOptions& o) {
+  return o.decoupled ? grad : grad + constant(o.weight_decay) * c.weight;
+}
+
+// m^ / (sqrt(v^) + eps).
+Bounded direction(const Coordinate& c, const AdamOptions& o, AdamSteps steps) {
+  const Bounded m = o.bias_correction ? without_bias(c.m, o.beta1, steps.m) : c.m;
+  const Bounded v = o.bias_correction ? without_bias(c.v, o.beta2, steps.v) : c.v;
+  return m / (sqrt(v) + constant(o.eps));
+}
+
+void move(Coordinate& c, const AdamOptions& o, AdamSteps steps) {
+  Bounded update = direction(c, o, steps);
+  if (o.decoupled) update = update + constant(o.weight_decay) * c.weight;
+  c.weight = c.weight - constant(o.lr) * update;
+}
+
+// Of moments whose bias is folded in.
+AdamOptions frozen(AdamOptions options) {
+  options.decoupled = true;
+  options.bias_correction = false;
+  return options;
+}
+
+}  // namespace
+
 void reference_sgd(Coordinate& c, Bounded grad, const SgdOptions& o) {
   const Bounded momentum = constant(o.momentum);
   const Bounded g = grad + constant(o.weight_decay) * c.weight;
@@ -60,34 +97,107 @@ void reference_dgc(Coordinate& c, Bounded mean, const SgdOptions& o) {
 }
 
 void reference_adam(Coordinate& c, Bounded grad, const AdamOptions& o, std::int64_t step) {
-  const Bounded decay = constant(o.weight_decay) * c.weight;
-  const Bounded g = o.decoupled ? grad : grad + decay;
-  c.m = constant(o.beta1) * c.m + constant(1 - o.beta1) * g;
+  const Bounded g = decayed(c, grad, o);
+  c.m = mixed(c.m, g, o.beta1);
   c.v = constant(o.beta2) * c.v + constant(1 - o.beta2) * g * g;
-  Bounded m = c.m;
-  Bounded v = c.v;
-  if (o.bias_correction) {
-    m = m / constant(1 - std::pow(o.beta1, static_cast<double>(step)));
-    v = v / constant(1 - std::pow(o.beta2, static_cast<double>(step)));
-  }
-  Bounded update = m / (sqrt(v) + constant(o.eps));
-  if (o.decoupled) update = update + decay;
-  c.weight = c.weight - constant(o.lr) * update;
+  move(c, o, {.m = step, .v = step});
+}
+
+void reference_momentum_adam(Coordinate& c, Bounded grad, const AdamOptions& o, AdamSteps steps) {
+  if (c.v.value == 0) return;
+  c.m = mixed(c.m, decayed(c, grad, o), o.beta1);
+  move(c, o, steps);
+}
+
+void reference_fold_bias(Coordinate& c, const AdamOptions& o, AdamSteps steps) {
+  c.m = without_bias(c.m, o.beta1, steps.m);
+  c.v = without_bias(c.v, o.beta2, steps.v);
 }
 
 Bounded reference_local_momentum(const Coordinate& c, Bounded grad, double beta1) {
-  if (c.v.value == 0) return exact(0);
-  return constant(beta1) * c.m + constant(1 - beta1) * grad;
+  return c.v.value == 0 ? exact(0) : mixed(c.m, grad, beta1);
 }
 
 void reference_frozen_adam(Coordinate& c, Bounded reduced, const AdamOptions& o) {
+  c.m = c.v.value == 0 ? exact(0) : reduced;
+  if (c.v.value != 0) move(c, frozen(o), {});
+}
+
+void reference_local_adam(Coordinate& c, Bounded grad, const AdamOptions& o) {
+  if (c.v.value == 0) return;
+  c.m = mixed(c.m, grad, o.beta1);
+  c.u = c.u + constant(o.lr) * c.m;
+  move(c, frozen(o), {});
+}
+
+Bounded reference_local_sum(const Coordinate& c, Bounded grad, const AdamOptions& o) {
+  return c.v.value == 0 ? exact(0) : c.u + constant(o.lr) * mixed(c.m, grad, o.beta1);
+}
+
+void reference_sync_adam(Coordinate& c, Bounded reduced, double sum_lr, const AdamOptions& o) {
+  c.u = exact(0);
+  c.m = exact(0);
+  if (c.v.value != 0) {
+    c.m = reduced / constant(sum_lr);
+    const Bounded decay = constant(sum_lr * o.weight_decay) * c.anchor;
+    c.anchor = c.anchor - (reduced / (sqrt(c.v) + constant(o.eps)) + decay);
+  }
+  c.weight = c.anchor;
+}
+
+Bounded reference_lamb_moments(Coordinate& c, Bounded grad, const AdamOptions& o,
+                               std::int64_t step) {
+  c.m = mixed(c.m, grad, o.beta1);
+  c.v = constant(o.beta2) * c.v + constant(1 - o.beta2) * grad * grad;
+  return direction(c, o, {.m = step, .v = step}) + constant(o.weight_decay) * c.weight;
+}
+
+FrozenUpdate reference_frozen_lamb_moments(Coordinate& c, Bounded reduced, const AdamOptions& o) {
   if (c.v.value == 0) {
     c.m = exact(0);
-    return;
+    return {};
   }
+  const Bounded g = (reduced - constant(o.beta1) * c.m) / constant(1 - o.beta1);
   c.m = reduced;
-  const Bounded update = c.m / (sqrt(c.v) + constant(o.eps)) + constant(o.weight_decay) * c.weight;
-  c.weight = c.weight - constant(o.lr) * update;
+  c.fresh = constant(o.beta2) * c.fresh + constant(1 - o.beta2) * g * g;
+  const Bounded moves = direction(c, frozen(o), {});
+  const Bounded eps = constant(o.eps);
+  return {.direction = moves,
+          .update = moves + constant(o.weight_decay) * c.weight,
+          .ratio = (sqrt(c.v) + eps) / (sqrt(c.fresh) + eps)};
+}
+
+void reference_lamb_move(Coordinate& c, Bounded trust, Bounded update, const AdamOptions& o) {
+  c.weight = c.weight - constant(o.lr) * trust * update;
+}
+
+Bounded square_sum(const std::vector<Bounded>& values) {
+  Bounded sum;
+  for (const Bounded& x : values) {
+    sum.value += x.value * x.value;
+    sum.error += (2 * std::fabs(x.value) + x.error) * x.error;
+  }
+  return sum;
+}
+
+Bounded largest(const std::vector<Bounded>& values) {
+  Bounded most;
+  for (const Bounded& x : values) {
+    most = {std::max(most.value, x.value), std::max(most.error, x.error)};
+  }
+  return most;
+}
+
+Bounded clamp(Bounded value, Bounded low, Bounded high) {
+  const auto surely_above = [](Bounded a, Bounded b) {
+    return a.value - a.error > b.value + b.error;
+  };
+  if (surely_above(low, value)) return low;
+  if (surely_above(value, high)) return high;
+  Bounded result{std::clamp(value.value, low.value, high.value), value.error};
+  if (!surely_above(value, low)) result.error = std::max(result.error, low.error);
+  if (!surely_above(high, value)) result.error = std::max(result.error, high.error);
+  return result;
 }
 
 }  // namespace thinwire::optim

@@ -114,11 +114,28 @@ TEST(FreezeRule, AStateSavedAnywhereContinuesAlike) {
   }
 }
 
+TEST(FreezeRule, AtAGivenStepWhateverTheNorms) {
+  FreezeRule rule({.beta2 = 0.5, .min_steps = 100, .at_step = 3});
+  EXPECT_FALSE(rule.needs_norm());
+  EXPECT_EQ(steps_to_freeze(rule, 10, [](auto) { return 0.0; }), 3);
+  EXPECT_EQ(rule.state().frozen_after, 3);
+  EXPECT_TRUE(rule.state().norms.empty());
+  // What one kind of rule has frozen stays so under the other; a norm before is not made up.
+  FreezeRule by_norms({.beta2 = 0.5});
+  by_norms.restore(rule.state());
+  EXPECT_TRUE(by_norms.frozen());
+  FreezeRule open({.beta2 = 0.5, .at_step = 3});
+  open.observe(0);
+  EXPECT_THROW(FreezeRule({.beta2 = 0.5}).restore(open.state()), InvalidArgument);
+  open.restore({.steps = 2, .norms = {1, 1}});
+  EXPECT_TRUE(open.observe(0));
+}
+
 TEST(FreezeRule, RefusesWhatMakesNoSense) {
   for (const FreezeOptions& options :
        {FreezeOptions{.beta2 = 1}, FreezeOptions{.beta2 = -0.1}, FreezeOptions{.beta2 = kNaN},
         FreezeOptions{.ratio = 0}, FreezeOptions{.ratio = 1.5}, FreezeOptions{.ratio = kNaN},
-        FreezeOptions{.min_steps = -1}}) {
+        FreezeOptions{.min_steps = -1}, FreezeOptions{.at_step = -1}}) {
     EXPECT_THROW(FreezeRule{options}, InvalidArgument)
         << options.beta2 << " " << options.ratio << " " << options.min_steps;
   }
@@ -128,7 +145,6 @@ TEST(FreezeRule, RefusesWhatMakesNoSense) {
   for (const FreezeState& state :
        {FreezeState{.steps = -1}, FreezeState{.steps = 1}, FreezeState{.norms = {1}},
         FreezeState{.steps = 5, .norms = {1, 1, 1}}, FreezeState{.steps = 1, .norms = {kNaN}},
-        FreezeState{.steps = 2, .frozen_after = 2, .norms = {1, 1}},
         FreezeState{.steps = 5, .frozen_after = 6, .norms = {1, 1}},
         FreezeState{.steps = 5, .frozen_after = -1, .norms = {1, 1}}}) {
     EXPECT_THROW(rule.restore(state), InvalidArgument) << state.steps << " " << state.frozen_after;

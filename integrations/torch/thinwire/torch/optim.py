@@ -303,6 +303,14 @@ class DGCSGD(_Optimizer):
             for g in self.param_groups
         ]
 
+    def _scaled_gradients_are_finite(self) -> bool:
+        if self._clip[0] > 0 and self._reducer._native.loss_scale() != 1.0:
+            raise NotAvailable(
+                "DGCSGD: clip with a loss scale is not part of this version: it would clip scaled "
+                "gradients\nhint: leave out clip, or train without GradScaler"
+            )
+        return super()._scaled_gradients_are_finite()
+
     def _make(self, reducer: Any, members: list[tuple[int, int]], options: list[Any]) -> Any:
         from thinwire import _torch  # type: ignore[attr-defined]
 

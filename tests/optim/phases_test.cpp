@@ -1,0 +1,311 @@
+// What each method does in its phases: when variance freezes and what is sent then, 0/1 Adam's
+// intervals, one rank alone, weights that are not fp32.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "optim/adam.h"
+#include "optim/sgd.h"
+#include "tests/optim/training.h"
+
+namespace thinwire::optim {
+namespace {
+
+using testing::all_methods;
+using testing::Gradients;
+using testing::MakeOptimizer;
+using testing::Method;
+using testing::run_trainers;
+using testing::Trainer;
+
+constexpr std::size_t kRanks = 3;
+const AdamOptions kAdamW{.lr = 0.01, .beta2 = 0.9, .weight_decay = 0.01, .decoupled = true};
+
+// Wire bytes of each step of rank 0.
+std::vector<std::uint64_t> wire_bytes(const std::string& policy, const MakeOptimizer& make,
+                                      std::uint64_t steps) {
+  std::vector<std::uint64_t> bytes;
+  run_trainers(kRanks, policy, make, [&](Trainer& trainer) {
+    trainer.fill(0);
+    std::uint64_t before = 0;
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      trainer.train(step);
+      const std::uint64_t now = trainer.reducer.stats().wire_bytes;
+      if (trainer.rank() == 0 && step > 0) bytes.push_back(now - before);  // step 0: a handshake
+      before = now;
+    }
+  });
+  return bytes;
+}
+
+MakeOptimizer plain_adam() {
+  return [](GradientReducer& r) { return Adam::make(r, all_layers(r), {kAdamW}); };
+}
+
+TEST(Freezing, IsAtTheStepOfTheRuleOnAllRanks) {
+  const FreezeOptions by_norms{.beta2 = 0.9, .ratio = 0.9};
+  std::vector<std::vector<std::int64_t>> frozen(kRanks);
+  std::vector<double> norms;
+  const MakeOptimizer make = [&](auto& r) {
+    return OneBitAdam::make(r, all_layers(r), {kAdamW}, by_norms);
+  };
+  run_trainers(kRanks, "onebit", make, [&](Trainer& trainer) {
+    const auto& adam = trainer.as<OneBitAdam>();
+    for (std::uint64_t step = 0; step < 30; ++step) {
+      trainer.train(step);
+      frozen[static_cast<std::size_t>(trainer.rank())].push_back(adam.frozen_after());
+      double norm = 0;  // of the layers that the policy compresses
+      for (const std::size_t layer : {0U, 2U, 4U}) norm += l1_norm(adam.slots()[2].values[layer]);
+      if (trainer.rank() == 0) norms.push_back(norm);
+    }
+  });
+  EXPECT_EQ(frozen[0], frozen[1]);
+  EXPECT_EQ(frozen[0], frozen[2]);
+  FreezeRule rule(by_norms);
+  for (std::size_t step = 0; step < norms.size(); ++step) {
+    if (!rule.frozen()) rule.observe(norms[step]);
+    // The norm of the freezing step is seen after its bias is folded in: that step is given below.
+    if (frozen[0][step] > 0) break;
+    EXPECT_FALSE(rule.frozen()) << step;
+  }
+  const std::int64_t at = frozen[0].back();
+  EXPECT_GE(at, rule.delta() + 1);
+  EXPECT_LT(at, 30);
+  for (std::size_t step = 0; step < 30; ++step) {
+    EXPECT_EQ(frozen[0][step], static_cast<std::int64_t>(step) + 1 >= at ? at : 0) << step;
+  }
+  // Folding divided by 1 - beta2^at; without it the rule freezes at just this step.
+  FreezeRule again(by_norms);
+  for (std::int64_t step = 1; step <= at; ++step) {
+    const double corrected = norms[static_cast<std::size_t>(step - 1)];
+    EXPECT_EQ(again.observe(step == at ? corrected * bias_correction(0.9, at) : corrected),
+              step == at);
+  }
+}
+
+TEST(Freezing, SendsDenseBytesBeforeAndTheCodecsAfter) {
+  const std::uint64_t steps = 9;
+  const std::vector<std::uint64_t> dense = wire_bytes("none", plain_adam(), steps);
+  const std::vector<std::uint64_t> compressed = wire_bytes("onebit", plain_adam(), steps);
+  for (const std::size_t which : {3U, 5U}) {
+    const Method method = all_methods()[which];
+    const std::vector<std::uint64_t> bytes = wire_bytes("onebit", method.make, steps);
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      const bool warm = static_cast<std::int64_t>(i) + 1 < testing::kFreezeStep;
+      EXPECT_EQ(bytes[i], (warm ? dense : compressed)[i]) << method.name << ", step " << i + 1;
+    }
+    EXPECT_LT(4 * bytes.back(), bytes.front()) << method.name;
+  }
+}
+
+TEST(Freezing, ElementsWithoutVarianceNeverMoveAgain) {
+  for (const std::size_t which : {3U, 5U}) {
+    const Method method = all_methods()[which];
+    SCOPED_TRACE(method.name);
+    run_trainers(kRanks, "onebit", method.make, [&](Trainer& trainer) {
+      std::vector<float> at_freeze;
+      for (std::uint64_t step = 0; step < 14; ++step) {
+        if (step == testing::kFreezeStep) at_freeze = trainer.weights.values(0);
+        trainer.fill(step);
+        // From the freeze on there are gradients everywhere.
+        if (step >= testing::kFreezeStep) trainer.gradients.fill(step, trainer.rank());
+        trainer.reduce();
+        ASSERT_TRUE(trainer.apply());
+      }
+      const std::vector<float> now = trainer.weights.values(0);
+      for (std::size_t i = 0; i < now.size(); ++i) {
+        const bool dead = testing::is_dead(static_cast<std::int64_t>(i));
+        ASSERT_EQ(now[i] == at_freeze[i], dead) << i;
+      }
+    });
+  }
+}
+
+TEST(ZeroOneAdam, SendsNothingInLocalStepsAndFewBytesInOthers) {
+  const std::uint64_t steps = 22;
+  const ZeroOneSchedule schedule(testing::kShortIntervals);
+  const std::vector<std::uint64_t> dense = wire_bytes("none", plain_adam(), steps);
+  const std::vector<std::uint64_t> compressed = wire_bytes("onebit", plain_adam(), steps);
+  const std::vector<std::uint64_t> bytes = wire_bytes("onebit", all_methods()[4].make, steps);
+  std::string kinds;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const ZeroOneStep kind = schedule.at(static_cast<std::int64_t>(i) + 1);
+    kinds += "vmls"[static_cast<int>(kind)];
+    EXPECT_EQ(bytes[i], kind == ZeroOneStep::kLocal      ? 0
+                        : kind == ZeroOneStep::kVariance ? dense[i]
+                                                         : compressed[i])
+        << i + 1;
+  }
+  EXPECT_EQ(kinds,
+            "vmvmv"
+            "ss"
+            "ls"
+            "llls"
+            "llls"
+            "llls");
+}
+
+// Nothing moves where lr is 0, and what follows is no larger than it would be.
+TEST(ZeroOneAdam, RestsWhereTheLearningRateIsZero) {
+  const MakeOptimizer make = [](auto& r) {
+    return ZeroOneAdam::make(r, all_layers(r), {kAdamW}, testing::kShortIntervals);
+  };
+  run_trainers(kRanks, "onebit", make, [&](Trainer& trainer) {
+    auto& adam = trainer.as<ZeroOneAdam>();
+    const auto intervals = [&](std::uint64_t begin, std::uint64_t end) {
+      double moved = 0;
+      const std::vector<float> before = trainer.weights.values(2);
+      for (std::uint64_t step = begin; step < end; ++step) EXPECT_TRUE(trainer.train(step));
+      const std::vector<float> after = trainer.weights.values(2);
+      for (std::size_t i = 0; i < after.size(); ++i) {
+        moved += std::pow(double{after[i]} - double{before[i]}, 2);
+      }
+      return std::sqrt(moved);
+    };
+    intervals(0, 14);
+    const double usual = intervals(14, 18);
+    AdamOptions still = kAdamW;
+    still.lr = 0;
+    adam.set_options({still});
+    EXPECT_EQ(intervals(18, 26), 0);
+    adam.set_options({kAdamW});
+    EXPECT_LT(intervals(26, 30), 2 * usual);
+    EXPECT_GT(usual, 0);
+  });
+}
+
+// One rank's bad gradient in a step without exchange costs it that layer's step.
+TEST(ZeroOneAdam, LeavesABadLayerOutOfALocalStep) {
+  std::vector<std::uint64_t> hashes(kRanks);
+  run_trainers(kRanks, "onebit", all_methods()[4].make, [&](Trainer& trainer) {
+    auto& adam = trainer.as<ZeroOneAdam>();
+    std::size_t met = 0;
+    for (std::uint64_t step = 0; step < 18; ++step) {
+      const bool local = adam.next() == ZeroOneStep::kLocal;
+      trainer.fill(step);
+      const bool bad = local && trainer.rank() == 1;
+      if (bad) trainer.gradients.set(0, 9, std::numeric_limits<float>::quiet_NaN());
+      const std::vector<float> before = trainer.weights.values(0);
+      const std::vector<float> other = trainer.weights.values(2);
+      trainer.reduce();
+      ASSERT_TRUE(trainer.apply());
+      EXPECT_EQ(trainer.weights.values(0) == before, bad) << step;
+      EXPECT_NE(trainer.weights.values(2), other) << step;
+      met += bad ? 1 : 0;
+    }
+    EXPECT_EQ(met > 1, trainer.rank() == 1);
+    for (const float w : trainer.weights.values(0)) ASSERT_TRUE(std::isfinite(w));
+    hashes[static_cast<std::size_t>(trainer.rank())] = trainer.weights.hash();
+  });
+  EXPECT_EQ(hashes, std::vector<std::uint64_t>(kRanks, hashes[0]));  // step 17 ends an interval
+}
+
+// --- one rank
+
+std::vector<std::uint64_t> alone(const MakeOptimizer& make) {
+  std::vector<std::uint64_t> hashes;
+  run_trainers(1, "topk:0.05", make, [&](Trainer& trainer) {
+    for (std::uint64_t step = 0; step < 14; ++step) {
+      trainer.train(step);
+      hashes.push_back(trainer.weights.hash());
+    }
+  });
+  return hashes;
+}
+
+TEST(OneRank, IsThePlainOptimizerBitForBit) {
+  AdamOptions options = kAdamW;
+  options.decoupled = false;  // the methods' own doing
+  const FreezeOptions freeze{.at_step = 3};
+  const auto adam = alone(plain_adam());
+  EXPECT_EQ(adam,
+            alone([&](auto& r) { return OneBitAdam::make(r, all_layers(r), {options}, freeze); }));
+  EXPECT_EQ(adam, alone([&](auto& r) {
+              return ZeroOneAdam::make(r, all_layers(r), {options}, testing::kShortIntervals);
+            }));
+  for (const bool nesterov : {false, true}) {
+    const SgdOptions sgd{.lr = 0.05, .momentum = 0.9, .weight_decay = 1e-3, .nesterov = nesterov};
+    EXPECT_EQ(alone([&](auto& r) { return Sgd::make(r, all_layers(r), {sgd}); }),
+              alone([&](auto& r) { return DgcSgd::make(r, all_layers(r), {sgd}); }));
+  }
+}
+
+TEST(OneRank, IsLamb) {
+  const MakeOptimizer make = [](auto& r) {
+    return OneBitLamb::make(r, all_layers(r), {kAdamW}, {.at_step = 3});
+  };
+  run_trainers(1, "onebit", make, [&](Trainer& trainer) {
+    std::vector<float> weights = trainer.weights.values(0);
+    std::vector<float> m(weights.size());
+    std::vector<float> v(weights.size());
+    for (std::int64_t step = 1; step < 10; ++step) {
+      trainer.train(static_cast<std::uint64_t>(step));
+      const AdamSteps steps{.m = step, .v = step};
+      const LambSums sums = lamb_moments(kAdamW, steps, trainer.gradients.view(0), weights, m, v);
+      const double trust = std::clamp(std::sqrt(sums.weights / sums.update), 0.01, 10.0);
+      lamb_move(kAdamW, steps, trust, weights, m, v);
+      EXPECT_EQ(trainer.weights.values(0), weights) << step;
+    }
+  });
+}
+
+// --- weights of 16 bits
+
+// Each step is far below half a unit of the weight's last place.
+TEST(HalfWeights, SmallUpdatesAddUp) {
+  const MakeOptimizer make = [](auto& r) {
+    return Sgd::make(r, all_layers(r), {SgdOptions{.lr = 1e-4}});
+  };
+  run_trainers(2, "none", make, [&](Trainer& trainer) {
+    const std::size_t half = testing::kHalfLayer;
+    const std::int64_t n = trainer.layers[half].elements();
+    for (std::int64_t i = 0; i < n; ++i) trainer.weights.set(half, i, 1);
+    for (int step = 0; step < 100; ++step) {
+      trainer.fill(0);
+      for (std::int64_t i = 0; i < n; ++i) trainer.gradients.set(half, i, 1);
+      trainer.reduce();
+      trainer.apply();
+      EXPECT_EQ(trainer.weights.get(half, 0) == 1, step < 19) << step;  // half a unit: 2^-9
+    }
+    // 1 - 100 * 1e-4, in bf16.
+    EXPECT_NEAR(trainer.weights.get(half, 0), 0.99, 0x1p-9);
+    EXPECT_LT(trainer.weights.get(half, 0), 1);
+    // What somebody else sets counts; the others keep their fractions.
+    trainer.weights.set(half, 1, 2);
+    trainer.reduce();
+    trainer.apply();
+    EXPECT_EQ(trainer.weights.get(half, 1), 2);
+    EXPECT_EQ(trainer.optimizer->slots()[0].name, "master");
+    EXPECT_NEAR(trainer.optimizer->slots()[0].values[half][0], 0.99, 2e-4);
+    EXPECT_NEAR(trainer.optimizer->slots()[0].values[half][1], 2, 2e-4);
+  });
+}
+
+// Weights that are set between two steps, here between two intervals, are trained from there.
+TEST(Weights, SetFromOutsideAreFollowed) {
+  for (const Method& method : all_methods()) {
+    SCOPED_TRACE(method.name);
+    run_trainers(2, method.needs_topk ? "topk:0.05" : "onebit", method.make, [&](Trainer& trainer) {
+      for (std::uint64_t step = 0; step < 14; ++step) trainer.train(step);
+      for (std::size_t layer = 0; layer < trainer.layers.size(); ++layer) {
+        for (std::int64_t i = 0; i < trainer.layers[layer].elements(); ++i) {
+          trainer.weights.set(layer, i, 64);
+        }
+      }
+      for (std::uint64_t step = 14; step < 22; ++step) trainer.train(step);
+      for (std::size_t layer = 0; layer < 6; ++layer) {
+        double sum = 0;
+        const std::vector<float> values = trainer.weights.values(layer);
+        for (const float w : values) sum += double{w};
+        EXPECT_NEAR(sum / static_cast<double>(values.size()), 64, 4) << layer;
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace thinwire::optim
