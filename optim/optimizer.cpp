@@ -239,6 +239,7 @@ void Optimizer::restore(const OptimizerState& saved) {
                std::to_string(kStateVersion),
            kResumeHint);
   }
+  const double steps = expect(state.numbers, "steps", 1)[0];
   adapt(state);
   std::map<std::string, std::pair<Slot*, std::size_t>> places;
   for (Slot& slot : slots_) {
@@ -273,7 +274,6 @@ void Optimizer::restore(const OptimizerState& saved) {
       }
     }
   }
-  const double steps = expect(state.numbers, "steps", 1)[0];
   const Numbers before = numbers();
   try {
     load(state.numbers);
