@@ -96,16 +96,6 @@ void DgcSgd::save(Numbers& numbers) const {
 // With one rank the gradient's momentum is the optimizer's, with several the codec's, on each rank.
 void DgcSgd::adapt(OptimizerState& state) const {
   const std::vector<double> corrected = expect(state.numbers, "corrected", size());
-  const auto take = [](std::vector<StateEntry>& entries, const std::string& key) {
-    const auto found = std::find_if(entries.begin(), entries.end(),
-                                    [&](const StateEntry& entry) { return entry.key == key; });
-    std::vector<float> values;
-    if (found != entries.end()) {
-      values = std::move(found->values);
-      entries.erase(found);
-    }
-    return values;
-  };
   for (std::size_t i = 0; i < size(); ++i) {
     const std::string own = velocity_.name + "/" + layer(i).name;
     const std::string codecs =

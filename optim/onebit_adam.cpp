@@ -77,6 +77,16 @@ void OneBitAdam::end_update() {
   }
 }
 
+// What is pending are momenta, each of which would have been added to the next m = beta1 m + ...
+void OneBitAdam::adapt(OptimizerState& state) const {
+  for (std::size_t i = 0; i < size(); ++i) {
+    const double beta1 = groups_.now(group(i)).beta1;
+    if (has_codec(i) && !compressed(i) && is_frozen(state) && beta1 > 0) {
+      settle_residual(state, i, 1 / beta1);
+    }
+  }
+}
+
 void OneBitAdam::save(Numbers& numbers) const { Optimizer::save(freeze_, numbers); }
 void OneBitAdam::load(const Numbers& numbers) { Optimizer::load(freeze_, numbers); }
 

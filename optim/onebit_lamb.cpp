@@ -155,6 +155,17 @@ std::string OneBitLamb::settings_text() const {
          number_text(lamb_.factor_threshold);
 }
 
+// As in OneBitAdam, and in units of the layer's scale.
+void OneBitLamb::adapt(OptimizerState& state) const {
+  const std::vector<double>& scale = expect(state.numbers, "lamb_scale", size());
+  for (std::size_t i = 0; i < size(); ++i) {
+    const double beta1 = groups_.now(group(i)).beta1;
+    if (has_codec(i) && !compressed(i) && is_frozen(state) && beta1 > 0 && scale[i] > 0) {
+      settle_residual(state, i, 1 / (beta1 * scale[i]));
+    }
+  }
+}
+
 void OneBitLamb::save(Numbers& numbers) const {
   Optimizer::save(freeze_, numbers);
   numbers["lamb_coefficient"] = coefficient_;

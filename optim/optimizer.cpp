@@ -317,6 +317,39 @@ void Optimizer::refuse_start(const std::string& instead) const {
   }
 }
 
+std::vector<float> Optimizer::take(std::vector<StateEntry>& entries, const std::string& key) {
+  const auto found = std::find_if(entries.begin(), entries.end(),
+                                  [&](const StateEntry& entry) { return entry.key == key; });
+  std::vector<float> values;
+  if (found != entries.end()) {
+    values = std::move(found->values);
+    entries.erase(found);
+  }
+  return values;
+}
+
+void Optimizer::settle_residual(OptimizerState& state, std::size_t i, double factor) const {
+  const std::vector<float> residual =
+      take(state.reducer.entries, "worker/" + layer(i).name + "/0:" + std::to_string(elements(i)));
+  const auto find = [&](const char* slot) -> std::vector<float>* {
+    for (auto* entries : {&state.shared, &state.local}) {
+      for (StateEntry& entry : *entries) {
+        if (entry.key == entry_key(slot, layer(i).name) && entry.values.size() == residual.size()) {
+          return &entry.values;
+        }
+      }
+    }
+    return nullptr;
+  };
+  std::vector<float>* m = find("exp_avg");
+  const std::vector<float>* v = find("exp_avg_sq");
+  for (std::size_t j = 0; m != nullptr && v != nullptr && j < residual.size(); ++j) {
+    if ((*v)[j] != 0) {
+      (*m)[j] += static_cast<float>(factor * static_cast<double>(residual[j]));
+    }
+  }
+}
+
 void Optimizer::save(const FreezeRule& rule, Numbers& numbers) {
   const FreezeState& state = rule.state();
   numbers["freeze"] = {static_cast<double>(state.steps), static_cast<double>(state.frozen_after)};
@@ -329,6 +362,10 @@ void Optimizer::load(FreezeRule& rule, const Numbers& numbers) const {
   rule.restore({.steps = static_cast<std::int64_t>(counters[0]),
                 .frozen_after = static_cast<std::int64_t>(counters[1]),
                 .norms = norms == numbers.end() ? std::vector<double>() : norms->second});
+}
+
+bool Optimizer::is_frozen(const OptimizerState& state) const {
+  return expect(state.numbers, "freeze", 2)[1] > 0;
 }
 
 const std::vector<double>& Optimizer::expect(const Numbers& numbers, const std::string& name,

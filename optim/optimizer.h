@@ -163,9 +163,16 @@ class Optimizer : public GradientMethod {
   // PolicyError when a compressed member's codec starts later than the first step: `instead` says
   // what does so here.
   void refuse_start(const std::string& instead) const;
+  // For adapt(): removes an entry and returns its values, none where there is none.
+  static std::vector<float> take(std::vector<StateEntry>& entries, const std::string& key);
+  // For adapt(), on one rank: what the workers' residual of member i holds goes into its first
+  // moment, times `factor`, instead of into the next gradient. Not where its variance is 0.
+  void settle_residual(OptimizerState& state, std::size_t i, double factor) const;
   // A freeze rule's part of numbers().
   static void save(const FreezeRule& rule, Numbers& numbers);
   void load(FreezeRule& rule, const Numbers& numbers) const;
+  // That its freeze rule had frozen.
+  bool is_frozen(const OptimizerState& state) const;
 
   // numbers[name], which must have `count` values.
   const std::vector<double>& expect(const Numbers& numbers, const std::string& name,

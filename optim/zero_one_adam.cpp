@@ -173,6 +173,18 @@ void ZeroOneAdam::forget_unmoved() {
   reducer().scale_memories(factors);
 }
 
+// In the intervals what is pending are sums of lr m. A momentum dm moves weights by
+// lr dm / (1 - beta1) in all.
+void ZeroOneAdam::adapt(OptimizerState& state) const {
+  const bool sums = expect(state.numbers, "folded", 1)[0] != 0;
+  for (std::size_t i = 0; i < size(); ++i) {
+    const AdamOptions options = groups_.now(group(i));
+    if (has_codec(i) && !compressed(i) && sums && options.lr > 0) {
+      settle_residual(state, i, (1 - options.beta1) / options.lr);
+    }
+  }
+}
+
 void ZeroOneAdam::save(Numbers& numbers) const {
   numbers["variance_steps"] = {static_cast<double>(variance_steps_)};
   numbers["folded"] = {folded_ ? 1.0 : 0.0};

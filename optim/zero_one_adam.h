@@ -42,6 +42,7 @@ class ZeroOneAdam final : public Optimizer {
   bool before(std::size_t i, TensorView gradient, TensorView out) override;
   void update(std::size_t i, std::span<float> weights, TensorView reduced) override;
   void end_update() override;
+  void adapt(OptimizerState& state) const override;
   void save(Numbers& numbers) const override;
   void load(const Numbers& numbers) override;
   std::vector<std::string> options_text() const override { return groups_.text(); }

@@ -93,9 +93,7 @@ class _Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None
-    ) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply what was reduced. Returns the closure's loss.
 
         Nothing is applied when the reducer's last step was skipped (NaN or Inf on some rank).
