@@ -101,6 +101,9 @@ HWY_NOINLINE void adam_vectors(const AdamFactors& f, const T* grad, float* weigh
   }
 }
 
+// What is only written has to be fetched, too, which the hardware does late.
+HWY_INLINE void fetch_to_write(float* p) { __builtin_prefetch(p + 256, 1); }
+
 HWY_INLINE auto is_masked(VF32 v) { return hn::Eq(v, hn::Zero(F32())); }
 
 template <typename T>
@@ -175,6 +178,9 @@ HWY_NOINLINE void sync_adam_vectors(const SyncFactors& f, const T* reduced, floa
   const VF32 eps = all(f.eps);
   const VF32 decay = all(f.decay);
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
+    fetch_to_write(m + i);
+    fetch_to_write(u + i);
+    fetch_to_write(weights + i);
     const VF32 variance = load_float(v + i);
     const auto masked = is_masked(variance);
     const VF32 sum = hn::IfThenZeroElse(masked, load_float(reduced + i));
@@ -281,6 +287,7 @@ HWY_NOINLINE void frozen_adam_vectors(const AdamFactors& f, const T* reduced, fl
                                       float* m, const float* v, std::int64_t n) {
   const Move move{all(f.size), all(f.eps), all(f.decay)};
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
+    fetch_to_write(m + i);
     const VF32 w = load_float(weights + i);
     const VF32 variance = load_float(v + i);
     const auto masked = is_masked(variance);
