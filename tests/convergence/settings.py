@@ -60,12 +60,12 @@ RECIPES = {
     ),
     "cnn": Recipe(
         family=SGD,
-        steps=5000,
-        warmup=250,
-        eval_every=250,
+        steps=3000,
+        warmup=150,
+        eval_every=150,
         seeds=5,
         rank=4,
-        learning_rates={SGD: 0.05, ADAM: 2e-3, LAMB: 8e-3},
+        learning_rates={SGD: 0.05, ADAM: 4e-3, LAMB: 8e-3},
     ),
     "lstm": Recipe(
         family=SGD,
@@ -74,7 +74,7 @@ RECIPES = {
         eval_every=100,
         seeds=5,
         rank=4,
-        learning_rates={SGD: 1.0},
+        learning_rates={SGD: 2.0},
         clip=1.0,
     ),
     "gpt": Recipe(
