@@ -191,12 +191,12 @@ class MnistMlp(MnistImages, DemoTask):
 
 
 class CharLstmModel(nn.Module):
-    """Embedding, two LSTM layers, linear decoder; logits for every position."""
+    """Embedding, LSTM layers, linear decoder; logits for every position."""
 
-    def __init__(self, characters: int, embedded: int, hidden: int) -> None:
+    def __init__(self, characters: int, embedded: int, hidden: int, layers: int = 2) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, embedded)
-        self.lstm = nn.LSTM(embedded, hidden, num_layers=2, batch_first=True)
+        self.lstm = nn.LSTM(embedded, hidden, num_layers=layers, batch_first=True)
         self.decoder = nn.Linear(hidden, characters)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ equal settings are the same run.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,10 @@ LONGEST_INTERVAL = 4
 an exchange then. (16 in the paper, after more than 100,000 steps.)"""
 FREEZES = ("freeze_step", "var_freeze_step")
 """Arguments that say for how long an optimiser sends dense gradients."""
+FREEZE_SHARE = 0.2
+"""Of 1-bit Adam and its kin: of the 15 to 25 % advised."""
+WARMUP_SHARE = 1 / 40
+"""Of top-k, while its density falls: 4 epochs of 164 and 1 of 40 in DGC's paper."""
 _POWERSGD_DENSE_STEPS = 2
 """The earliest start that the hook allows with error feedback."""
 
@@ -36,7 +39,7 @@ class NotAvailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Method:
-    """One row. `{rank}` and `{dense_steps}` in a transport are the recipe's."""
+    """One row. `{rank}` and `{dense_steps}` in a transport are filled in for the task."""
 
     name: str
     title: str
@@ -46,15 +49,27 @@ class Method:
     """None: the task's own."""
     optimizer: str | None = None
     """A class of thinwire.torch.optim; None: the plain optimiser of the family."""
-    options: Callable[[Recipe], dict[str, Any]] = lambda _: {}
-    """Further arguments of the optimiser."""
+    options: Callable[[int], dict[str, Any]] = lambda _: {}
+    """Dense steps -> further arguments of the optimiser."""
+    dense_share: float = 0.0
+    """How much of the run is sent dense, or denser than the rest."""
+    clips_locally: bool = False
+    """Its optimiser clips each rank's gradient, in place of the reduced one's clipping."""
+
+    def dense_steps(self, recipe: Recipe) -> int:
+        return int(recipe.steps * self.dense_share)
 
 
 METHODS = {
     method.name: method
     for method in (
         Method("none", "plain DDP, fp32", "ddp"),
-        Method("topk", "thinwire topk:0.001,values=q8", "thinwire:topk:0.001,values=q8"),
+        Method(
+            "topk",
+            "thinwire topk:0.001,values=q8",
+            "thinwire:topk:0.001,values=q8,warmup={dense_steps}",
+            dense_share=WARMUP_SHARE,
+        ),
         Method("powersgd", "thinwire powersgd", "thinwire:powersgd:{rank}"),
         Method("onebit", "thinwire onebit,scale=l1", "thinwire:onebit,scale=l1"),
         Method("q4", "thinwire q4", "thinwire:q4"),
@@ -63,7 +78,6 @@ METHODS = {
         Method("q4-rotate", "thinwire q4,rotate", "thinwire:q4,rotate"),
         Method("torch-powersgd", "PyTorch PowerSGD hook", "torch-powersgd:{rank}"),
         Method("torch-fp16", "PyTorch fp16 hook", "torch-fp16"),
-        Method("sgd", "plain DDP, SGD with momentum", "ddp", SGD),
         Method(
             "dgc",
             "DGC, 0.1 %",
@@ -71,6 +85,8 @@ METHODS = {
             SGD,
             "DGCSGD",
             lambda _: {"nesterov": False},
+            WARMUP_SHARE,
+            clips_locally=True,
         ),
         Method("adam", "plain DDP, AdamW", "ddp", ADAM),
         Method(
@@ -79,7 +95,8 @@ METHODS = {
             "thinwire:onebit",
             ADAM,
             "OneBitAdam",
-            lambda recipe: {"freeze_step": recipe.dense_steps},
+            lambda dense_steps: {"freeze_step": dense_steps},
+            FREEZE_SHARE,
         ),
         Method(
             "zeroone-adam",
@@ -87,11 +104,12 @@ METHODS = {
             "thinwire:onebit",
             ADAM,
             "ZeroOneAdam",
-            lambda recipe: {
-                "var_freeze_step": recipe.dense_steps,
-                "local_step_scaler": recipe.dense_steps,
+            lambda dense_steps: {
+                "var_freeze_step": dense_steps,
+                "local_step_scaler": dense_steps,
                 "local_step_clipper": LONGEST_INTERVAL,
             },
+            FREEZE_SHARE,
         ),
         Method("lamb", "uncompressed, LAMB", "thinwire:none", LAMB, "OneBitLAMB"),
         Method(
@@ -100,17 +118,32 @@ METHODS = {
             "thinwire:onebit",
             LAMB,
             "OneBitLAMB",
-            lambda recipe: {"freeze_step": recipe.dense_steps},
+            lambda dense_steps: {"freeze_step": dense_steps},
+            FREEZE_SHARE,
         ),
     )
 }
-BASELINES = {SGD: "sgd", ADAM: "adam", LAMB: "lamb"}
+CODECS = [
+    *("none", "bf16", "torch-fp16", "torch-powersgd", "powersgd"),
+    *("q4", "q4-rotate", "q2", "onebit", "topk"),
+]
+"""With the plain optimiser of the task's family."""
+ROWS = {
+    "mlp": [*CODECS, "dgc", "adam", "onebit-adam", "zeroone-adam"],
+    "cnn": [*CODECS, "dgc", "adam", "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
+    "lstm": [*CODECS, "dgc"],
+    "gpt": [*CODECS, "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
+    "minilm": [*CODECS, "onebit-adam", "zeroone-adam"],
+}
+"""Each task's rows, in the order of the tables: an optimiser is compared where its family's plain
+one trains the task well."""
+BASELINES = {ADAM: "adam", LAMB: "lamb"}
+"""The uncompressed row of a family that is not the task's own."""
 
 
 def methods_of(task: str) -> list[Method]:
-    """All rows of a task: the plain optimiser of its own family is `none`."""
-    own = BASELINES[RECIPES[task].family]
-    return [method for name, method in METHODS.items() if name != own]
+    """All rows of a task."""
+    return [METHODS[name] for name in ROWS[task]]
 
 
 def baseline_of(task: str, method: Method) -> str:
@@ -130,22 +163,22 @@ def title_of(task: str, method: Method) -> str:
 
 
 def settings_of(task: str, method: Method, recipe: Recipe, dense_steps: int) -> dict[str, Any]:
-    """What decides how gradients travel and how weights change. `dense_steps` is the recipe's, but
+    """What decides how gradients travel and how weights change. `dense_steps` is the method's, but
     for timing, which looks at what follows them."""
     optimizer = recipe.optimizer(method.family or recipe.family)
     if method.optimizer is not None:
-        options = method.options(recipe)
+        options = method.options(method.dense_steps(recipe))
         options |= {name: dense_steps for name in FREEZES if name in options}
         optimizer |= {"class": f"thinwire.{method.optimizer}", **options}
-    transport = method.transport.format(rank=recipe.rank, dense_steps=dense_steps)
-    return {"task": task, "method": method.name, "transport": transport, "optimizer": optimizer}
-
-
-def has_dense_steps(method: Method) -> bool:
-    """Whether the method sends dense gradients, or denser ones, for the recipe's `dense_steps`."""
-    fields = {field for _, field, _, _ in string.Formatter().parse(method.transport)}
-    options = method.options(next(iter(RECIPES.values())))
-    return "dense_steps" in fields or any(name in options for name in FREEZES)
+    if method.clips_locally and recipe.clip is not None:
+        optimizer["clip"] = recipe.clip
+    return {
+        "task": task,
+        "method": method.name,
+        "transport": method.transport.format(rank=recipe.rank, dense_steps=dense_steps),
+        "optimizer": optimizer,
+        "clip": None if method.clips_locally else recipe.clip,
+    }
 
 
 @dataclass

@@ -86,7 +86,7 @@ class Run:
 def training_run(choice: Choice, task: str, method: str, seed: int) -> Run:
     recipe = choice.recipe(task)
     settings = {
-        **settings_of(task, METHODS[method], recipe, recipe.dense_steps),
+        **settings_of(task, METHODS[method], recipe, METHODS[method].dense_steps(recipe)),
         "workload": TASKS[task].workload,
         "steps": recipe.steps,
         "warmup": recipe.warmup,

@@ -28,14 +28,10 @@ class Recipe:
     rank: int
     """Of PowerSGD's matrices."""
     learning_rates: dict[str, float]
+    """Of the families that the task is trained with."""
     weight_decay: float = 0.0
-
-    @property
-    def dense_steps(self) -> int:
-        """How long 1-bit Adam and its kin stay dense: 20 % of the run, of the 15 to 25 % advised.
-        Top-k's density falls as long (4 epochs of 164 up to 1 of 40 in the paper, on runs longer
-        than these)."""
-        return self.steps // 5
+    clip: float | None = None
+    """Largest norm of the reduced gradient."""
 
     def optimizer(self, family: str) -> dict[str, Any]:
         """Class name and arguments of the family's plain optimiser."""
@@ -55,40 +51,42 @@ class Recipe:
 RECIPES = {
     "mlp": Recipe(
         family=SGD,
-        steps=200,
-        warmup=10,
-        eval_every=10,
+        steps=5000,
+        warmup=250,
+        eval_every=250,
         seeds=5,
         rank=4,
-        learning_rates={SGD: 0.1, ADAM: 1e-3, LAMB: 4e-3},
+        learning_rates={SGD: 0.1, ADAM: 1e-3},
     ),
     "cnn": Recipe(
         family=SGD,
-        steps=300,
-        warmup=15,
-        eval_every=15,
+        steps=3000,
+        warmup=150,
+        eval_every=150,
         seeds=5,
         rank=4,
-        learning_rates={SGD: 0.05, ADAM: 2e-3, LAMB: 8e-3},
+        learning_rates={SGD: 0.05, ADAM: 4e-3, LAMB: 8e-3},
     ),
     "lstm": Recipe(
         family=SGD,
-        steps=400,
-        warmup=20,
-        eval_every=20,
+        steps=2000,
+        warmup=100,
+        eval_every=100,
         seeds=5,
-        rank=8,
-        learning_rates={SGD: 1.0, ADAM: 4e-3, LAMB: 8e-3},
+        rank=4,
+        learning_rates={SGD: 2.0},
+        clip=1.0,
     ),
     "gpt": Recipe(
         family=ADAM,
-        steps=800,
-        warmup=80,
-        eval_every=40,
+        steps=2000,
+        warmup=200,
+        eval_every=100,
         seeds=3,
-        rank=8,
-        learning_rates={SGD: 0.2, ADAM: 2e-3, LAMB: 8e-3},
+        rank=4,
+        learning_rates={ADAM: 4e-3, LAMB: 1e-2},
         weight_decay=0.01,
+        clip=1.0,
     ),
     "minilm": Recipe(
         family=ADAM,
@@ -97,8 +95,9 @@ RECIPES = {
         eval_every=20,
         seeds=3,
         rank=8,
-        learning_rates={SGD: 0.05, ADAM: 1e-4, LAMB: 1e-3},
+        learning_rates={ADAM: 1e-4},
         weight_decay=0.01,
+        clip=1.0,
     ),
 }
 

@@ -1,12 +1,11 @@
 """The five training jobs: what they learn, from what data, and what they are judged by.
 
-How they are trained (optimisers, steps) is in settings.py. Sizes are chosen for four ranks on two
-cores.
+How they are trained (optimisers, steps, clipping) is in settings.py. Sizes are chosen for four
+ranks on two cores.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -18,68 +17,103 @@ from examples.demo.tasks import (
     KingJamesCharacters,
     Metric,
     MnistImages,
-    MnistMlp,
     Shard,
     Task,
 )
 from examples.pytorch import minilm
 
 
-class Mlp(MnistMlp):
-    """The demo's perceptron, judged nearer to its end."""
+class ShiftedImages(MnistImages):
+    """The images anew each time, by up to two pixels off: 4,000 fixed ones are soon known by heart,
+    and then nothing is left to learn."""
+
+    metric = Metric("accuracy", "%", True, 96.0)
+    batch = 16
+    most = 2
+
+    def batches(self, rank: int, world: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(1000 * seed + 500 + rank)
+        for images, labels in super().batches(rank, world, seed):
+            yield self._shifted(images, generator), labels
+
+    def _shifted(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count, side, most = len(images), 28, self.most
+        padded = functional.pad(images.view(count, side, side), [most] * 4)
+        corners = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator)
+        rows, columns = corners + torch.arange(side)
+        picked = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None]]
+        return picked.flatten(1)
+
+
+class Mlp(ShiftedImages):
+    """784-128-128-10 perceptron."""
 
     name = "mlp"
-    metric = dataclasses.replace(MnistMlp.metric, target=92.0)
+    title = "MNIST MLP"
+    workload = (
+        "MNIST MLP 784-128-128-10, 0.12 M parameters, images shifted by up to 2 pixels, "
+        "batch 16 a host"
+    )
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(784, 128),
+            nn.ReLU(),
+            nn.Linear(128, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
 
 
-class Cnn(MnistImages):
+class Cnn(ShiftedImages):
     """Two convolutions and two linear layers on the same images."""
 
     name = "cnn"
     title = "MNIST CNN"
-    workload = "MNIST CNN, 32 and 64 5x5 filters, 1024-128-10, 0.18 M parameters, batch 32 a host"
-    metric = Metric("accuracy", "%", True, 96.0)
+    workload = (
+        "MNIST CNN, 8 and 16 5x5 filters, 256-128-10, 0.04 M parameters, images shifted by up to 2 "
+        "pixels, batch 16 a host"
+    )
+    metric = Metric("accuracy", "%", True, 97.0)
 
     def model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return nn.Sequential(
             nn.Unflatten(1, (1, 28, 28)),
-            nn.Conv2d(1, 32, 5),
+            nn.Conv2d(1, 8, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 5),
+            nn.Conv2d(8, 16, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(1024, 128),
+            nn.Linear(256, 128),
             nn.ReLU(),
             nn.Linear(128, 10),
         )
 
 
 class Lstm(KingJamesCharacters):
-    """The demo's language model with layers of 200."""
+    """The demo's language model with one layer of 128."""
 
     name = "lstm"
     title = "char LSTM"
-    workload = "char LSTM 2x200, King James text, 0.56 M parameters, 64 steps, batch 8 a host"
-    metric = Metric("perplexity", "", False, 6.0)
-    batch = 8
+    workload = "char LSTM 1x128, King James text, 0.09 M parameters, 64 steps, batch 4 a host"
+    metric = Metric("perplexity", "", False, 5.0)
+    batch = 4
     held_out_windows = 256
 
     def model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        return CharLstmModel(self._characters, 64, 200)
-
-    def clip(self, model: nn.Module) -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        return CharLstmModel(self._characters, 32, 128, layers=1)
 
 
 class _GptModel(nn.Module):
     """Characters and positions embedded, pre-norm blocks with causal attention, linear decoder."""
 
     def __init__(
-        self, characters: int, window: int, width: int = 128, heads: int = 4, layers: int = 4
+        self, characters: int, window: int, width: int = 64, heads: int = 4, layers: int = 2
     ) -> None:
         super().__init__()
         self.characters = nn.Embedding(characters, width)
@@ -111,19 +145,16 @@ class Gpt(KingJamesCharacters):
     name = "gpt"
     title = "char GPT"
     workload = (
-        "char transformer, 4 blocks of 128, 4 heads, King James text, 0.82 M parameters, "
-        "64 characters, batch 8 a host"
+        "char transformer, 2 blocks of 64, 4 heads, King James text, 0.11 M parameters, "
+        "64 characters, batch 4 a host"
     )
-    metric = Metric("perplexity", "", False, 6.0)
-    batch = 8
+    metric = Metric("perplexity", "", False, 7.0)
+    batch = 4
     held_out_windows = 256
 
     def model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return _GptModel(self._characters, self.window)
-
-    def clip(self, model: nn.Module) -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
 class VerseMiniLm(Task):
@@ -161,9 +192,6 @@ class VerseMiniLm(Task):
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(model(inputs), targets)
-
-    def clip(self, model: nn.Module) -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
     def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
         mine = slice(rank, self.held_out, world)

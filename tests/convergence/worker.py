@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from examples.demo.tasks import Shard, Task
 from examples.demo.worker import parameter_hash
@@ -38,6 +39,7 @@ class Training:
     def __init__(self, run: dict[str, Any], rank: int, world: int) -> None:
         self.task: Task = TASKS[run["task"]]()
         self._rank, self._world = rank, world
+        self._clip: float | None = run["clip"]
         torch.manual_seed(run["seed"])
         module = self.task.model(run["seed"])
         self.elements = sum(parameter.numel() for parameter in module.parameters())
@@ -55,7 +57,8 @@ class Training:
         self.attached.optimizer.zero_grad()
         loss = self.task.loss(self.attached.model, inputs, targets)
         loss.backward()
-        self.task.clip(self.attached.model)
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self.attached.model.parameters(), self._clip)
         self.attached.optimizer.step()
         self._schedule.step()
         self.steps += 1
