@@ -268,12 +268,13 @@ void MemoryTable::restore(const std::vector<StateEntry>& entries) {
       refuse("entry '" + entry.key + "' stands there twice");
     }
   }
+  for (const Slot& slot : restored_) {
+    memories_.erase(slot);
+  }
   std::vector<Slot> given_out;
   for (auto& [slot, memory] : memories_) {
     memory->clear();
-    if (!restored_.contains(slot)) {
-      given_out.push_back(slot);
-    }
+    given_out.push_back(slot);
   }
   restored_.clear();
   for (const auto& [place, entry] : wanted) {

@@ -175,6 +175,7 @@ class GradientReducer::Impl {
   }
 
   int rank() const { return rank_; }
+  ReduceOp op() const { return options_.op; }
   int size() const { return size_; }
 
   void abandon_step() {
@@ -186,6 +187,8 @@ class GradientReducer::Impl {
       }
       close_step();
       if (!thread_) {
+        ++solo_skipped_;
+        solo_last_skipped_ = true;
         return;
       }
       reduction = std::make_shared<PendingReduction>();
@@ -194,8 +197,10 @@ class GradientReducer::Impl {
     reduction->wait();
   }
 
-  std::uint64_t steps() const { return thread_ ? thread_->counters().steps : solo_steps_; }
-  bool last_step_skipped() const { return thread_ && thread_->counters().last_skipped; }
+  std::uint64_t steps() const { return thread_ ? thread_->counters().steps : solo_count_; }
+  bool last_step_skipped() const {
+    return thread_ ? thread_->counters().last_skipped : solo_last_skipped_;
+  }
 
   void set_loss_scale(double scale) {
     if (!(scale > 0) || !std::isfinite(scale)) {
@@ -216,7 +221,8 @@ class GradientReducer::Impl {
     if (thread_) {
       counters = thread_->counters();
     } else {
-      counters.steps = solo_steps_;
+      counters.steps = solo_count_;
+      counters.skipped_steps = solo_skipped_;
       counters.nonfinite_steps.resize(layers_.size());
       counters.joint_bytes.resize(layers_.size());
     }
@@ -375,6 +381,8 @@ class GradientReducer::Impl {
     open_ = false;
     if (!thread_) {
       ++solo_steps_;
+      ++solo_count_;
+      solo_last_skipped_ = false;
     }
   }
 
@@ -422,7 +430,11 @@ class GradientReducer::Impl {
   std::vector<std::uint8_t> seen_;
   bool open_ = false;
   std::atomic<double> loss_scale_ = 1;
-  std::uint64_t solo_steps_ = 0;  // world size 1
+  // World size 1: the next step, how many there were, how many of them were abandoned.
+  std::uint64_t solo_steps_ = 0;
+  std::uint64_t solo_count_ = 0;
+  std::uint64_t solo_skipped_ = 0;
+  bool solo_last_skipped_ = false;
   std::shared_ptr<GradientMethod> method_;
   std::optional<ReducerThread> thread_;  // last: ends first
 };
@@ -447,6 +459,7 @@ void GradientReducer::scale_memories(std::span<const float> factors) {
 }
 std::vector<double> GradientReducer::residual_norms() const { return impl_->residual_norms(); }
 int GradientReducer::rank() const { return impl_->rank(); }
+ReduceOp GradientReducer::op() const { return impl_->op(); }
 int GradientReducer::size() const { return impl_->size(); }
 void GradientReducer::abandon_step() { impl_->abandon_step(); }
 std::uint64_t GradientReducer::steps() const { return impl_->steps(); }

@@ -141,6 +141,7 @@ class GradientReducer {
   const std::vector<Layer>& layers() const;
   int rank() const;
   int size() const;
+  ReduceOp op() const;
   // One paragraph for the log: what is compressed how, what goes dense and why, memory to be taken.
   std::string summary() const;
 

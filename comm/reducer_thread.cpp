@@ -521,8 +521,8 @@ void ReducerThread::complete(ActiveBucket& bucket, const std::exception_ptr& err
   }
 }
 
-// A framework that rebuilds its buckets never comes back to the old ones.
-// Nor to one of an earlier phase; but modes come and go.
+// A framework that rebuilds its buckets never comes back to the old ones, nor a phase to an earlier
+// one; but modes come and go.
 void ReducerThread::drop_stale_layouts() {
   const auto fresh = [this](const BucketLayout& layout) { return layout.last_step + 2 > step_; };
   std::erase_if(layouts_, [&](const auto& entry) {

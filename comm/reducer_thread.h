@@ -138,7 +138,8 @@ class ReducerThread {
   void publish(bool skipped);
 
   // Layouts are destroyed after the communicator, whose threads may still know their buffers.
-  using LayoutKey = std::tuple<std::vector<std::size_t>, std::uint64_t, StepMode>;  // layers, phase
+  // Layers, phase, mode.
+  using LayoutKey = std::tuple<std::vector<std::size_t>, std::uint64_t, StepMode>;
   std::map<LayoutKey, BucketLayout> layouts_;
   const std::unique_ptr<Communicator> comm_;
   const std::vector<Layer>& layers_;

@@ -31,6 +31,10 @@ DgcSgd::DgcSgd(GradientReducer& reducer, std::vector<Member> members,
   for (std::size_t i = 0; i < size(); ++i) {
     const bool topk = compressed(i) && is_topk(reducer.plan().choices[layer_index(i)].codec);
     any_topk = any_topk || topk;
+    if (topk && first_[group(i)].momentum == 0 && options.clip > 0) {
+      refuse("clip with momentum 0 in parameter group " + std::to_string(group(i)),
+             "local clipping belongs to momentum correction: leave it out, or set a momentum");
+    }
     if (topk && first_[group(i)].momentum > 0) {
       corrects_[i] = true;
       group_of_[layer_index(i)] = group(i);
@@ -98,19 +102,29 @@ void DgcSgd::adapt(OptimizerState& state) const {
   const std::vector<double> corrected = expect(state.numbers, "corrected", size());
   for (std::size_t i = 0; i < size(); ++i) {
     const std::string own = velocity_.name + "/" + layer(i).name;
-    const std::string codecs =
-        "worker.velocity/" + layer(i).name + "/0:" + std::to_string(elements(i));
+    const std::string range = "/" + layer(i).name + "/0:" + std::to_string(elements(i));
+    const SgdOptions& options = first_[group(i)];
+    // The codec's velocity of Nesterov's is M times SGD's.
+    const double unit = options.nesterov ? options.momentum : 1;
+    const auto add = [](std::vector<float>& to, const std::vector<float>& from, double factor) {
+      to.resize(std::max(to.size(), from.size()));
+      for (std::size_t j = 0; j < from.size(); ++j) {
+        to[j] += static_cast<float>(factor * static_cast<double>(from[j]));
+      }
+    };
     if (corrected[i] == 0 && corrects_[i]) {
-      if (std::vector<float> velocity = take(state.shared, own); !velocity.empty()) {
-        state.reducer.entries.push_back({codecs, std::move(velocity)});
+      std::vector<float> velocity;
+      add(velocity, take(state.shared, own), unit);
+      if (!velocity.empty()) {
+        state.reducer.entries.push_back({"worker.velocity" + range, std::move(velocity)});
       }
-    } else if (corrected[i] != 0 && !corrects_[i]) {
-      std::vector<float> velocity = take(state.reducer.entries, codecs);
-      const std::vector<float> of_decay = take(state.shared, own);
-      velocity.resize(std::max(velocity.size(), of_decay.size()));
-      for (std::size_t j = 0; j < of_decay.size(); ++j) {
-        velocity[j] += of_decay[j];
-      }
+    } else if (corrected[i] != 0 && !corrects_[i] && options.momentum > 0) {
+      std::vector<float> velocity = take(state.shared, own);  // of weight decay
+      add(velocity, take(state.reducer.entries, "worker.velocity" + range), 1 / unit);
+      // What is pending has had its momentum. A velocity d moves weights by lr d M / (1 - M) in
+      // all, Nesterov's M times as far.
+      add(velocity, take(state.reducer.entries, "worker" + range),
+          (1 - options.momentum) / (options.momentum * unit));
       if (!velocity.empty()) {
         state.shared.push_back({own, std::move(velocity)});
       }

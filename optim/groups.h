@@ -2,6 +2,7 @@
 // as the step on its way sees them. set() and now() may be called beside begin() and at_begin().
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <mutex>
 #include <string>
@@ -31,9 +32,9 @@ std::vector<AdamOptions> decoupled(std::vector<AdamOptions> groups);
 template <typename Options>
 class Groups {
  public:
-  // `count`: as many as the parameters name.
+  // `count`: as many as the parameters name, at least; later ones are as many as the first.
   Groups(const std::string& optimizer, std::size_t count, std::vector<Options> groups)
-      : optimizer_(optimizer), count_(count) {
+      : optimizer_(optimizer), count_(std::max(count, groups.size())) {
     set(std::move(groups));
     begin();
   }

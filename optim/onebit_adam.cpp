@@ -1,5 +1,6 @@
 #include "optim/onebit_adam.h"
 
+#include <cmath>
 #include <utility>
 
 namespace thinwire::optim {
@@ -68,7 +69,8 @@ void OneBitAdam::end_update() {
   if (freeze_.frozen() || !any_compressed()) {
     return;
   }
-  if (freeze_.observe(freeze_.needs_norm() ? compressed_norm(v_) : 0)) {
+  const double norm = freeze_.needs_norm() ? compressed_norm(v_) : 0;
+  if (std::isfinite(norm) && freeze_.observe(norm)) {
     for (std::size_t i = 0; i < size(); ++i) {
       if (compressed(i)) {
         fold_bias(groups_.now(group(i)), {.m = steps(), .v = steps()}, m_.values[i], v_.values[i]);

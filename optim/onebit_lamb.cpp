@@ -121,7 +121,8 @@ void OneBitLamb::end_update() {
   if (freeze_.frozen() || !any_compressed()) {
     return;
   }
-  if (freeze_.observe(freeze_.needs_norm() ? compressed_norm(v_) : 0)) {
+  const double norm = freeze_.needs_norm() ? compressed_norm(v_) : 0;
+  if (std::isfinite(norm) && freeze_.observe(norm)) {
     freeze();
   }
 }

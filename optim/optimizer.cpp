@@ -7,6 +7,7 @@
 #include "compressors/core/codec_support.h"
 #include "compressors/core/error.h"
 #include "compressors/core/simd.h"
+#include "optim/groups.h"
 
 namespace thinwire::optim {
 namespace {
@@ -45,6 +46,9 @@ std::vector<Member> all_layers(const GradientReducer& reducer) {
 Optimizer::Optimizer(GradientReducer& reducer, std::string name, std::vector<Member> members)
     : reducer_(reducer), name_(std::move(name)), members_(std::move(members)) {
   apply_environment_simd();
+  if (reducer.op() != ReduceOp::kMean) {
+    refuse("expected a reducer of means, got one of sums", "ReducerOptions::op = ReduceOp::kMean");
+  }
   member_of_.assign(reducer.layers().size(), members_.size());
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const std::size_t index = members_[i].layer;
@@ -98,6 +102,13 @@ std::span<float> Optimizer::ensure(Slot& slot, std::size_t i) {
     ++slots_version_;
   }
   return values;
+}
+
+void Optimizer::drop(Slot& slot, std::size_t i) {
+  if (!slot.values[i].empty()) {
+    slot.values[i].clear();
+    ++slots_version_;
+  }
 }
 
 void Optimizer::for_ranges(std::int64_t n, const Range& f) const {
@@ -184,7 +195,7 @@ std::vector<HandshakeField> Optimizer::fields() const {
   for (const auto& [name, values] : numbers()) {
     std::string text;
     for (const double value : values) {
-      text += (text.empty() ? "" : " ") + std::to_string(value);
+      text += (text.empty() ? "" : " ") + number_text(value);
     }
     fields.push_back({name_ + "'s " + name, text});
   }

@@ -108,7 +108,7 @@ class Optimizer : public GradientMethod {
 
  protected:
   // InvalidArgument when a member is no layer of the reducer's, is there twice, or has a dtype that
-  // no optimizer takes.
+  // no optimizer takes, and for a reducer of sums.
   Optimizer(GradientReducer& reducer, std::string name, std::vector<Member> members);
 
   // The plan has a codec for member i, and there are ranks to exchange with.
@@ -132,6 +132,7 @@ class Optimizer : public GradientMethod {
   Slot& add_slot(std::string name, SlotKind kind);
   // The values of a slot, zeros where there were none.
   std::span<float> ensure(Slot& slot, std::size_t i);
+  void drop(Slot& slot, std::size_t i);
 
   void for_ranges(std::int64_t n, const Range& f) const;
 

@@ -19,6 +19,11 @@ ZeroOneAdam::ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,
       u_(add_slot("sum", SlotKind::kOptionalLocal)),
       anchor_(add_slot("anchor", SlotKind::kOptional)) {
   refuse_start("the optimizer's schedule says when gradients are compressed");
+  if (any_compressed() && size() != layers()) {
+    refuse("expected all " + std::to_string(layers()) + " layers of the reducer, got " +
+               std::to_string(size()),
+           "in local steps no layer is exchanged: give it all parameters that are trained");
+  }
 }
 
 std::shared_ptr<ZeroOneAdam> ZeroOneAdam::make(GradientReducer& reducer,
@@ -38,7 +43,8 @@ ZeroOneStep ZeroOneAdam::next() const {
 }
 
 bool ZeroOneAdam::synchronised() const {
-  return !any_compressed() || steps() == 0 || schedule_.at(steps() - 1) != ZeroOneStep::kLocal;
+  return !any_compressed() || !folded_ || steps() == 0 ||
+         schedule_.at(steps() - 1) != ZeroOneStep::kLocal;
 }
 
 StepMode ZeroOneAdam::begin() {
@@ -84,7 +90,7 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
   AdamOptions options = groups_.now(group(i));
   options.bias_correction = options.bias_correction && !folded_;
   sum_lr_[i] = 0;  // an interval that several ranks have begun ends on one
-  u_.values[i].clear();
+  drop(u_, i);
   const bool measures = kind_ == ZeroOneStep::kVariance;
   const AdamSteps now{.m = steps() + 1, .v = variance_steps_ + (measures ? 1 : 0)};
   for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {

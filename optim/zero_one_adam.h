@@ -23,7 +23,8 @@ namespace thinwire::optim {
 
 class ZeroOneAdam final : public Optimizer {
  public:
-  // PolicyError for a layer that starts later (start=).
+  // PolicyError for a layer that starts later (start=). InvalidArgument when ranks compress and
+  // the reducer has layers that are no members.
   static std::shared_ptr<ZeroOneAdam> make(GradientReducer& reducer, std::vector<Member> members,
                                            std::vector<AdamOptions> groups,
                                            const ZeroOneOptions& schedule = {});

@@ -183,7 +183,6 @@ void bind_optimizers(py::module_& m) {
   py::class_<Optimizer, std::shared_ptr<Optimizer>>(m, "Optimizer")
       .def("step", &step_optimizer, no_gil, py::arg("parameters"), py::arg("names"))
       .def("steps", &Optimizer::steps)
-      .def("numbers", &Optimizer::numbers)
       .def("slots", &slots)
       .def("slots_version", &Optimizer::slots_version)
       .def("state", &optimizer_state)

@@ -36,6 +36,7 @@ class Reducer:
         self._group = group
         self._before_forward = tell_before_forward  # has a callable called before each one
         self._run_log = run_log
+        self._scale_told = False
 
     def __repr__(self) -> str:
         return f"<thinwire.torch.Reducer policy={self._policy!r}>"
@@ -85,6 +86,7 @@ class Reducer:
         With a GradScaler: ``reducer.set_loss_scale(scaler.get_scale())`` after ``scaler.update()``.
         """
         self._native.set_loss_scale(float(scale))
+        self._scale_told = True
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's residuals (fp32 CPU tensors by key), step, loss scale and policy.

@@ -3,7 +3,8 @@
 Each works with the reducer of one DDP model, and is a ``torch.optim.Optimizer``: parameter groups,
 learning-rate schedulers, ``state_dict``, closures, ``GradScaler``. What they exchange during
 ``backward()`` may be momentum instead of gradients: from then until ``step()``, ``p.grad`` is the
-reduced quantity, the same on all ranks, and ``clip_grad_norm_`` clips that.
+reduced quantity, the same on all ranks, and ``clip_grad_norm_`` clips that. (In ZeroOneAdam's local
+steps it is the rank's own gradient.)
 
 ::
 
@@ -30,6 +31,11 @@ from thinwire.torch._reducer import Reducer
 __all__ = ["DGCSGD", "OneBitAdam", "OneBitLAMB", "ZeroOneAdam"]
 
 _VERSION = 1
+_SCALE_NOT_TOLD = (
+    "{name}: a GradScaler is in use, whose scale the reducer was not told (it knows {told})\n"
+    "hint: reducer.set_loss_scale(scaler.get_scale()) before the first backward() and after each "
+    "scaler.update()"
+)
 
 
 class _Optimizer(torch.optim.Optimizer):
@@ -114,17 +120,23 @@ class _Optimizer(torch.optim.Optimizer):
         """With a GradScaler: undoes its scale, unless that was done; False if it found Inf."""
         scale = getattr(self, "grad_scale", None)
         found = getattr(self, "found_inf", None)
+        if found is not None and not self._reducer._scale_told:
+            raise InvalidArgument(_SCALE_NOT_TOLD.format(name=type(self).__name__, told="nothing"))
         if found is not None and float(found) > 0:
             return False
         if scale is not None and float(scale) != 1.0:
             told = self._reducer._native.loss_scale()
             if float(scale) != told:
                 raise InvalidArgument(
-                    f"{type(self).__name__}: gradients come multiplied by {float(scale)}, the "
-                    f"reducer was told {told}\nhint: reducer.set_loss_scale(scaler.get_scale()) "
-                    "before the first backward() and after each scaler.update()"
+                    _SCALE_NOT_TOLD.format(name=type(self).__name__, told=told)
+                    + f"; gradients come multiplied by {float(scale)}"
                 )
             gradients = [p.grad for p in self._parameters if p.grad is not None]
+            if any(gradient.dtype == torch.float16 for gradient in gradients):
+                raise InvalidArgument(
+                    f"{type(self).__name__}: a GradScaler with fp16 parameters would undo its "
+                    "scale in fp16\nhint: keep parameters in fp32 and compute under torch.autocast"
+                )
             torch._foreach_div_(gradients, float(scale))
         return True
 
@@ -219,12 +231,23 @@ class _Optimizer(torch.optim.Optimizer):
             )
         shared = self._shared_entries(state_dict["state"])
         ranks = [{**rank, "shared": shared} for rank in state_dict["ranks"]]
-        self._native.restore(ranks, *self._reducer._place())
+        before = [dict(group) for group in mine]
+        try:  # what is pending is carried over with the saved options
+            _set_options(mine, saved)
+            self._publish()
+            self._native.restore(ranks, *self._reducer._place())
+        except BaseException:
+            _set_options(mine, before)
+            self._publish()
+            raise
         self._reducer._resumed(ranks[0]["reducer"]["step"])
-        for group, values in zip(mine, saved, strict=True):
-            group.update({k: v for k, v in values.items() if k != "params"})
-        self._publish()
         self._refresh_state()
+
+
+def _set_options(groups: list[dict[str, Any]], options: list[dict[str, Any]]) -> None:
+    """Everything of parameter groups but their parameters."""
+    for group, values in zip(groups, options, strict=True):
+        group.update({key: value for key, value in values.items() if key != "params"})
 
 
 def _shaped(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -261,9 +284,9 @@ class DGCSGD(_Optimizer):
     one rank it is ``torch.optim.SGD``.
 
     momentum, nesterov: of a group, and fixed once made. weight_decay: applied after aggregation,
-    with a momentum of its own. clip: each rank's gradient of a tensor is rescaled to an L2 norm of
-    at most ``clip / sqrt(P)`` before it is accumulated. clip_norm: ``"tensor"``, the gradient's
-    own norm, or ``"last"``, the step before's, which saves a pass over memory.
+    with a momentum of its own. clip: each rank's gradient of a top-k tensor is rescaled to an L2
+    norm of at most ``clip / sqrt(P)`` before it is accumulated. clip_norm: ``"tensor"``, the
+    gradient's own norm, or ``"last"``, the step before's, which saves a pass over memory.
     """
 
     def __init__(
@@ -329,8 +352,9 @@ class OneBitAdam(_AdamLike):
     take none after it.
 
     freeze_step: applied steps before the variance freezes (15 to 25 % of the run is advised); None:
-    when the L1 norm of the variance has grown by no more than ``1 / freeze_ratio`` within
-    ``1 / (1 - beta2)`` steps, not before min_freeze_step (the learning rate's warm-up).
+    when the L1 norm of the variance has fallen to no less than freeze_ratio of what it was
+    ``1 / (1 - beta2)`` steps before (beta2 of the first group), not before min_freeze_step (the
+    learning rate's warm-up). Steps on one rank alone do not count.
     """
 
     def __init__(
@@ -395,6 +419,16 @@ class ZeroOneAdam(_AdamLike):
         from thinwire import _torch  # type: ignore[attr-defined]
 
         return _torch.ZeroOneAdam(reducer, members, options, *self._schedule)
+
+    def _scaled_gradients_are_finite(self) -> bool:
+        scaled = self._reducer._native.loss_scale() != 1.0
+        if scaled or getattr(self, "found_inf", None) is not None:
+            raise NotAvailable(
+                "ZeroOneAdam: GradScaler is not part of this version: in steps without exchange "
+                "each rank would find Inf, and change its scale, for itself\n"
+                "hint: train in fp32 or bf16 without GradScaler"
+            )
+        return True
 
     @property
     def synchronised(self) -> bool:
