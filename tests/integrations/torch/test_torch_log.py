@@ -3,6 +3,7 @@ Each test is one job of several ranks."""
 
 import copy
 import gc
+import itertools
 import json
 import pathlib
 
@@ -128,10 +129,13 @@ def test_an_unchanged_script(tmp_path: pathlib.Path) -> None:
     assert f"the run log goes to {file}; thinwire report {file} reads it" in done.stderr
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     kinds = sorted((line["kind"], line["rank"]) for line in lines)
-    assert kinds == [("end", 0), ("end", 1), ("metrics", 0), ("start", 0), ("start", 1)]
-    (counts,) = [line for line in lines if line["kind"] == "metrics"]
-    assert counts["values"] == {}
-    assert counts["seconds"] >= 1
+    ends, starts = [("end", 0), ("end", 1)], [("start", 0), ("start", 1)]
+    counts = [line for line in lines if line["kind"] == "metrics"]
+    assert counts  # more of them where the machine is slow
+    assert kinds == ends + [("metrics", 0)] * len(counts) + starts
+    times = [0.0, *(line["seconds"] for line in counts)]
+    assert all(line["values"] == {} for line in counts)
+    assert all(after - before > 0.9 for before, after in itertools.pairwise(times))
     shown = command("report", str(file), "--out", str(tmp_path))
     assert shown.returncode == 0, shown.stderr
     assert "run: no metrics; reducer.log(loss=loss.item())" in shown.stdout
