@@ -15,7 +15,7 @@ import torch.distributed as dist
 from test_cli import TRAIN, torchrun
 from test_cli import thinwire as command
 from thinwire import _run_log
-from thinwire.report.runs import gather
+from thinwire.report.runs import Run, gather
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch_models import Mlp, batch, loss_of, seeded
 from torch_ranks import run_ranks
@@ -93,6 +93,11 @@ def jobs(rank: int, size: int, folder: str) -> None:
     job_refuses(rank, size, folder)
 
 
+def logged(run: Run) -> list[int]:
+    """The steps of log(); the counts of each second, which a slow machine brings, have no values."""
+    return [point.step for point in run.points if point.values]
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_logs_of_ranks(tmp_path: pathlib.Path, size: int) -> None:
     run_ranks(__file__, "jobs", size, str(tmp_path))
@@ -104,12 +109,12 @@ def test_logs_of_ranks(tmp_path: pathlib.Path, size: int) -> None:
         assert run.steps == STEPS
         assert run.ended
         assert [rank.rank for rank in run.ranks] == list(range(size))
-        assert [point.step for point in run.points] == list(range(1, STEPS + 1))
+        assert logged(run) == list(range(1, STEPS + 1))
         assert run.metrics == ["loss", "accuracy"]
         assert (run.ratio_fp32 or 0) > 1 or size == 1
     (resumed,), _ = gather([tmp_path / "resumes.jsonl"])
     assert resumed.attempts == 2
-    assert [point.step for point in resumed.points] == [1, 2, 3, 4, 5, 6]
+    assert logged(resumed) == [1, 2, 3, 4, 5, 6]
     if size > 2:
         (part,), _ = gather([tmp_path / "part.jsonl"])
         assert part.model == "0 on ranks 0,2"
