@@ -94,7 +94,7 @@ def jobs(rank: int, size: int, folder: str) -> None:
 
 
 def logged(run: Run) -> list[int]:
-    """The steps of log(); the counts of each second, which a slow machine brings, have no values."""
+    """The steps of log(); the counts of each second, made on slow machines, have no values."""
     return [point.step for point in run.points if point.values]
 
 
