@@ -5,6 +5,8 @@
     python -m tests.convergence table      docs/convergence.md and .png from the results
     python -m tests.convergence all        these three, one after the other
 
+Records are kept in git, so what stands there is not trained again; `--out FOLDER` begins anew.
+
 Exit code: 0 all asked for is there; 1 runs failed, are not available, or were left for want of
 hours; 2 cannot run here.
 """
@@ -28,6 +30,7 @@ from tests.convergence.settings import WORLD
 from tests.convergence.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
+RECORDS = Path(__file__).parent / "records"
 LINKS = ("1gbit", "100mbit", "10mbit")
 
 
@@ -42,7 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--task", action="append", choices=list(TASKS), help="repeatable; default: all")
     add("--method", action="append", choices=list(METHODS), help="repeatable; default: all")
     add("--seeds", type=int, help="default: the task's own number")
-    add("--out", type=Path, default=Path("out/convergence"), help="results: %(default)s")
+    add("--out", type=Path, default=RECORDS, help="results: %(default)s")
     add("--hours", type=float, help="start no run after this many")
     add("--link", action="append", help=f"times: repeatable; default: {' '.join(LINKS)}")
     add("--docs", type=Path, default=ROOT / "docs", help="table: where the page goes")

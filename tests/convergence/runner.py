@@ -33,7 +33,10 @@ class RunFailedError(RuntimeError):
 def versions() -> dict[str, str]:
     from thinwire.version import __version__
 
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
+        "commit": commit.stdout.strip() or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "thinwire": __version__,

@@ -1,7 +1,8 @@
 """What is to be run, in which order, and what a finished run leaves behind.
 
-A run is decided by its settings alone. Its record, one JSON file, carries a hash of them: a record
-with another hash is of other settings, is not used, and is replaced when the run is made again.
+A run is decided by its settings alone. Its record, a line of a task's JSON Lines file, carries a
+hash of them: a record with another hash is of other settings, is not used, and is replaced when the
+run is made again.
 """
 
 from __future__ import annotations
@@ -71,11 +72,14 @@ class Run:
         text = json.dumps([FORMAT, self.settings, self.link], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def place(self) -> str:
+        """The line that its record takes, whatever the other settings."""
+        return f"{self.method} {self.link or self.seed}"
+
     def file(self, out: Path) -> Path:
-        """Where its record lies."""
-        if self.link is not None:
-            return out / "times" / self.link / self.task / f"{self.method}.json"
-        return out / self.task / self.method / f"{self.seed}.json"
+        """The file its record stands in."""
+        return out / f"{self.task}{'' if self.link is None else '-times'}.jsonl"
 
     @property
     def title(self) -> str:
@@ -152,11 +156,8 @@ def timing_runs(choice: Choice, links: Iterable[str]) -> list[Run]:
 
 def stored(run: Run, out: Path) -> dict[str, Any] | None:
     """The run's record, finished or failed; None when there is none of these settings."""
-    try:
-        record: dict[str, Any] = json.loads(run.file(out).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return record if record["key"] == run.key else None
+    record = _lines(run.file(out)).get(run.place)
+    return record if record is not None and record["key"] == run.key else None
 
 
 def finished(run: Run, out: Path) -> dict[str, Any] | None:
@@ -166,10 +167,31 @@ def finished(run: Run, out: Path) -> dict[str, Any] | None:
 
 
 def store(run: Run, out: Path, result: dict[str, Any]) -> None:
-    """Write the record so that a reader, and a kill, sees the whole file or none."""
-    record = {"key": run.key, "task": run.task, "method": run.method, "settings": run.settings}
+    """Write the record so that a reader, and a kill, sees the whole file or none. One writer a
+    folder."""
     file = run.file(out)
+    lines = _lines(file)
+    lines[run.place] = {
+        "place": run.place,
+        "key": run.key,
+        "task": run.task,
+        "method": run.method,
+        "settings": run.settings,
+        **result,
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(record | result, indent=1) + "\n", encoding="utf-8")
+    text = "".join(
+        json.dumps(lines[place], separators=(",", ":")) + "\n" for place in sorted(lines)
+    )
+    part.write_text(text, encoding="utf-8")
     part.replace(file)
+
+
+def _lines(file: Path) -> dict[str, dict[str, Any]]:
+    """The file's records by place; none when there is no file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    return {record["place"]: record for record in map(json.loads, text.splitlines())}

@@ -33,20 +33,19 @@ def test_killed_then_resumed_then_tabulated(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("NO_COLOR", "1")
     tiny = [*TINY, "--method", "none", "--method", "q4", "--out", str(tmp_path)]
-    plain = tmp_path / "cnn" / "none" / "1.json"
-    q4 = tmp_path / "cnn" / "q4" / "1.json"
+    file = tmp_path / "cnn.jsonl"
     killed = subprocess.Popen([sys.executable, "-m", "tests.convergence", *tiny], cwd=ROOT)
-    while not plain.exists() and killed.poll() is None:
+    while not file.exists() and killed.poll() is None:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    first = plain.read_text()
-    assert not q4.exists()
+    (first,) = file.read_text().splitlines()
 
     assert main(tiny) == 0
     assert "2 runs, 1 of them finished before" in capfd.readouterr().err
-    assert plain.read_text() == first
-    record = json.loads(q4.read_text())
+    again, line = file.read_text().splitlines()
+    assert again == first
+    record = json.loads(line)
     assert [point["step"] for point in record["curve"]] == [0, 1, 2, 3, 4]
     assert 0 < record["wire_bytes"] < json.loads(first)["wire_bytes"] / 4
     assert record["hash"] != json.loads(first)["hash"]
@@ -182,7 +181,7 @@ def test_baselines_of_small_tasks_come_first_and_every_method_once_before_other_
     first = [i for i, run in enumerate(order) if run.seed == 1]
     later = [i for i, run in enumerate(order) if run.seed > 1 and run.method != "none"]
     assert max(first) < min(later)
-    assert len({run.file(Path()) for run in order}) == len(order)
+    assert len({(run.file(Path()), run.place) for run in order}) == len(order)
 
 
 def test_learning_rate_rises_and_falls():

@@ -76,7 +76,7 @@ class Training:
             "step": self.steps,
             "loss": finite(sum(losses) / self._world),
             "metric": score(self.task, shards),
-            "wire_bytes": sum(sent) / self._world,
+            "wire_bytes": round(sum(sent) / self._world),
         }
 
     def hash(self) -> str:
@@ -95,14 +95,15 @@ def gathered(mine: Any, world: int) -> list[Any]:
 
 
 def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    """To four digits; None: not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def score(task: Task, shards: tuple[Shard, ...]) -> float | None:
     """The metric; None when the loss is not finite."""
     if not all(math.isfinite(shard.total) for shard in shards):
         return None
-    return task.score(list(shards))
+    return round(task.score(list(shards)), 4)
 
 
 def train(run: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def train(run: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
         "wire_bytes": curve[-1]["wire_bytes"],
         "wire_bytes_computed": training.attached.computed,
         "hash": training.hash(),
-        "train_seconds": time.perf_counter() - began - evaluating_s,
+        "train_seconds": round(time.perf_counter() - began - evaluating_s, 1),
     }
 
 
@@ -173,3 +174,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # the interpreter's end may abort in a thread of Gloo's (PyTorch issue 190489)
