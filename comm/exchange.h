@@ -33,7 +33,7 @@ struct ExchangeLayer {
 };
 
 // Where memories live between steps: owned by the reducer, keyed by what they remember, so that
-// they survive bucket rebuilds. Pointers stay valid for the store's life.
+// they survive bucket rebuilds. Pointers stay valid while the plan does.
 enum class MemoryRole : std::uint8_t { kWorker = 0, kOwner = 1 };
 class MemoryStore {
  public:

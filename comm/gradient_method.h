@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/handshake.h"
+#include "comm/policy.h"
 #include "compressors/core/spec.h"
 #include "compressors/core/tensor_view.h"
 
@@ -28,10 +29,16 @@ class GradientMethod {
   // What must be equal on all ranks; compared before the first step, and again after restore().
   virtual std::vector<HandshakeField> fields() const = 0;
 
-  // Options that a compressed layer's codec gets beside its own, ",momentum=0.9"; asked for once.
+  // Options that a compressed layer's codec gets beside its own, ",momentum=0.9"; asked for once a
+  // plan.
   virtual std::string codec_options(std::size_t /*layer*/, const Codec& /*codec*/) const {
     return {};
   }
+
+  // Between steps: PolicyError, naming the layer, where the method cannot go on with another plan.
+  virtual void check_plan(const Plan& /*plan*/) const {}
+  // Between steps: the reducer's plan is another one now, which check_plan() let pass.
+  virtual void plan_changed() {}
 
   // On the communication thread, before anything of a step.
   virtual StepMode begin_step() = 0;

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -43,14 +44,54 @@ std::int64_t number(std::string_view text) {
 
 MemoryTable::MemoryTable(const std::vector<Layer>& layers, const Plan& plan) : layers_(layers) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const Codec& codec = plan.choices[i].codec;
     index_.emplace(layers[i].name, i);
-    info_.push_back({.elements = layers[i].elements(),
-                     .remembers = remembers(codec),
-                     .options = {.transactional = codec.options.transactional,
-                                 .storage = codec.options.storage,
-                                 .decay = codec.options.decay},
-                     .codec = &codec});
+    info_.push_back(describe(layers[i], plan.choices[i].codec));
+  }
+}
+
+MemoryTable::LayerInfo MemoryTable::describe(const Layer& layer, const Codec& codec) {
+  return {.elements = layer.elements(),
+          .remembers = remembers(codec),
+          .options = {.transactional = codec.options.transactional,
+                      .storage = codec.options.storage,
+                      .decay = codec.options.decay},
+          .codec = &codec};
+}
+
+void MemoryTable::set_plan(const Plan& plan, float owner_weight) {
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const Codec& codec = plan.choices[i].codec;
+    if (codec.spec == info_[i].codec->spec) {
+      info_[i].codec = &codec;
+      continue;
+    }
+    std::vector<float> pending;
+    std::vector<float> velocity;
+    const auto add = [&](const Slot& slot, std::span<const float> values, float weight,
+                         std::vector<float>& sum) {
+      sum.resize(static_cast<std::size_t>(info_[i].elements));
+      for (std::size_t j = 0; j < values.size(); ++j) {
+        sum[static_cast<std::size_t>(slot.begin) + j] += weight * values[j];
+      }
+    };
+    for (const auto& [slot, memory] : memories_) {
+      if (slot.layer == i) {
+        std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+        memory->read(residual);
+        const bool owner = slot.role == MemoryRole::kOwner;
+        add(slot, residual, owner ? owner_weight : 1.0F, pending);
+        if (!owner && !memory->velocity().empty()) add(slot, memory->velocity(), 1, velocity);
+      }
+    }
+    forget(i);
+    info_[i] = describe(layers_[i], codec);
+    if (!pending.empty()) {
+      const Slot whole{i, MemoryRole::kWorker, 0, info_[i].elements};
+      Memory& memory = at(whole);
+      memory.restore(pending);
+      if (needs(whole).velocity && !velocity.empty()) memory.restore_velocity(velocity);
+      restored_.insert(whole);
+    }
   }
 }
 
@@ -117,6 +158,7 @@ Memory& MemoryTable::at(const Slot& slot) {
 
 MemoryNeeds MemoryTable::needs(const Slot& slot) const {
   const Codec& codec = *info_[slot.layer].codec;
+  if (!info_[slot.layer].remembers) return {};
   return codec.payload ? codec.payload->memory_needs(slot.end - slot.begin)
                        : codec.linear->memory_needs(layers_[slot.layer].shape);
 }
@@ -130,9 +172,14 @@ void MemoryTable::commit() {
   for (auto& [slot, memory] : memories_) {
     memory->commit();
   }
+  for (const std::size_t layer : released_) {
+    forget(layer);
+  }
+  released_.clear();
 }
 
 void MemoryTable::rollback() {
+  released_.clear();
   for (auto& [slot, memory] : memories_) {
     if (info_[slot.layer].options.transactional) {
       memory->rollback();
@@ -162,20 +209,32 @@ void MemoryTable::scale(std::span<const float> factors) {
   }
 }
 
-void MemoryTable::release(std::size_t layer, TensorView grad) {
-  for (const auto& [slot, memory] : memories_) {
-    if (slot.layer != layer || slot.role != MemoryRole::kWorker) {
+bool MemoryTable::release(std::size_t layer, TensorView source, TensorView out) {
+  const Slot first{layer, MemoryRole::kWorker, 0, 0};
+  auto held = memories_.lower_bound(first);
+  if (held == memories_.end() || held->first.layer != layer) {
+    return false;
+  }
+  std::memmove(out.data, source.data, source.bytes());
+  for (; held != memories_.end() && held->first.layer == layer; ++held) {
+    const auto& [slot, memory] = *held;
+    if (slot.role != MemoryRole::kWorker) {
       continue;
     }
     std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
     memory->read(residual);
-    visit(grad.slice(slot.begin, slot.end), [&](auto* values) {
+    visit(out.slice(slot.begin, slot.end), [&](auto* values) {
       using T = std::remove_pointer_t<decltype(values)>;
       for (std::size_t i = 0; i < residual.size(); ++i) {
         values[i] = from_float<T>(to_float(values[i]) + residual[i]);
       }
     });
   }
+  released_.insert(layer);
+  return true;
+}
+
+void MemoryTable::forget(std::size_t layer) {
   std::erase_if(memories_, [&](const auto& entry) { return entry.first.layer == layer; });
   std::erase_if(restored_, [&](const Slot& slot) { return slot.layer == layer; });
 }
@@ -234,10 +293,12 @@ std::pair<MemoryTable::Slot, MemoryTable::Part> MemoryTable::parse_key(
     refuse("entry '" + key +
            "' lies outside its layer: expected a range within 0:" + std::to_string(info.elements));
   }
-  if (!info.remembers) {
+  const auto kind = static_cast<Part>(part - kParts.begin());
+  // What is held after a change of plan until the next step comes without one.
+  if (!info.remembers && (slot.role != MemoryRole::kWorker || kind != Part::kResidual)) {
     refuse("entry '" + key + "' belongs to a layer that keeps no residual under this policy");
   }
-  return {slot, static_cast<Part>(part - kParts.begin())};
+  return {slot, kind};
 }
 
 std::vector<StateEntry> MemoryTable::save() const {

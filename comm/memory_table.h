@@ -40,9 +40,18 @@ class MemoryTable final : public MemoryStore {
   // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
   std::vector<double> residual_norms() const;
 
-  // Adds what the layer's workers hold to its gradient, rounded once, and forgets it. Only where
-  // memory() is never called.
-  void release(std::size_t layer, TensorView grad);
+  // Another plan for the same layers; the old one may end after it. Where a layer's codec is another
+  // one, what is pending becomes its worker's residual: the sum of what workers hold, and of what
+  // owners hold times `owner_weight`. A velocity stays where both codecs have one; a codec's own
+  // state is forgotten. Memories given out before are gone.
+  void set_plan(const Plan& plan, float owner_weight);
+
+  // Adds what the layer's workers hold to `source`, rounded once into `out`, which is `source` or
+  // apart, and forgets it at commit(). False, and nothing is written, where nothing is held. Not in
+  // steps in which memory() is called for the layer.
+  bool release(std::size_t layer, TensorView source, TensorView out);
+  // The layer's codec keeps no residual: what it holds is to be released.
+  bool forgets(std::size_t layer) const { return !info_[layer].remembers; }
 
   // Bytes held now, all generations.
   std::size_t bytes() const;
@@ -69,6 +78,8 @@ class MemoryTable final : public MemoryStore {
     const Codec* codec = nullptr;
   };
 
+  static LayerInfo describe(const Layer& layer, const Codec& codec);
+  void forget(std::size_t layer);
   MemoryNeeds needs(const Slot& slot) const;
   std::int64_t elements(const Slot& slot, Part part) const;
   std::string key_text(const Slot& slot, Part part) const;
@@ -81,6 +92,7 @@ class MemoryTable final : public MemoryStore {
   std::vector<LayerInfo> info_;
   std::map<Slot, std::unique_ptr<Memory>> memories_;
   std::set<Slot> restored_;  // those of memories_ that memory() has not given out yet
+  std::set<std::size_t> released_;  // layers, in this step
 };
 
 }  // namespace thinwire

@@ -105,10 +105,10 @@ class GradientReducer::Impl {
                        .done = std::move(done)});
     } else {
       for (const BucketLayer& entry : bucket.layers) {
-        if (entry.source.data != nullptr) {
-          std::memmove(entry.grad.data, entry.source.data, entry.grad.bytes());
+        const TensorView source = entry.source.data == nullptr ? entry.grad : entry.source;
+        if (!memories_->release(entry.layer, source, entry.grad)) {
+          std::memmove(entry.grad.data, source.data, source.bytes());
         }
-        memories_->release(entry.layer, entry.grad);
       }
       reduction->complete(nullptr);
       if (done) {
@@ -117,6 +117,7 @@ class GradientReducer::Impl {
     }
     mark_seen(indices);
     if (last) {
+      if (!thread_) memories_->commit();
       close_step();
     } else {
       open_ = true;
@@ -137,23 +138,28 @@ class GradientReducer::Impl {
                             " of the reducer; expected an optimizer before the first one\nhint: "
                             "make the optimizer before the first backward pass");
     }
-    const std::vector<Policy::Choice> before = plan_.choices;
-    try {
-      for (std::size_t i = 0; i < layers_.size(); ++i) {
-        Codec& codec = plan_.choices[i].codec;
-        const std::string options =
-            codec.is_none() ? std::string() : method->codec_options(i, codec);
-        if (!options.empty()) {
-          codec = make_codec(codec.spec + options);
-        }
-      }
-    } catch (...) {
-      plan_.choices = before;
-      throw;
-    }
+    adopt(with_options(plan_, *method));
     method_ = std::move(method);
     if (thread_) {
       thread_->follow(*method_);
+    }
+  }
+
+  void set_policy(Policy policy) {
+    const std::lock_guard lock(mutex_);
+    quiesce("set_policy()");
+    Plan plan = Plan::make(policy, layers_);
+    if (method_) {
+      method_->check_plan(plan);
+      plan = with_options(std::move(plan), *method_);
+    }
+    adopt(std::move(plan));
+    policy_ = std::move(policy);
+    if (method_) {
+      method_->plan_changed();
+    }
+    if (thread_) {
+      thread_->plan_changed(policy_.text());
     }
   }
 
@@ -187,6 +193,7 @@ class GradientReducer::Impl {
       }
       close_step();
       if (!thread_) {
+        memories_->rollback();
         ++solo_skipped_;
         solo_last_skipped_ = true;
         return;
@@ -298,6 +305,23 @@ class GradientReducer::Impl {
     } catch (const PolicyError&) {
       plan_error_ = std::current_exception();
     }
+  }
+
+  Plan with_options(Plan plan, const GradientMethod& method) const {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      Codec& codec = plan.choices[i].codec;
+      const std::string options = codec.is_none() ? std::string() : method.codec_options(i, codec);
+      if (!options.empty()) {
+        codec = make_codec(codec.spec + options);
+      }
+    }
+    return plan;
+  }
+
+  // The memories know the codecs of the old plan until they have those of the new one.
+  void adopt(Plan plan) {
+    std::swap(plan_, plan);
+    memories_->set_plan(plan_, options_.op == ReduceOp::kMean ? static_cast<float>(size_) : 1.0F);
   }
 
   void greet(Communicator& comm) const {
@@ -419,7 +443,7 @@ class GradientReducer::Impl {
   }
 
   const std::vector<Layer> layers_;
-  const Policy policy_;
+  Policy policy_;
   const ReducerOptions options_;
   const int rank_;
   const int size_;
@@ -465,6 +489,7 @@ void GradientReducer::abandon_step() { impl_->abandon_step(); }
 std::uint64_t GradientReducer::steps() const { return impl_->steps(); }
 bool GradientReducer::last_step_skipped() const { return impl_->last_step_skipped(); }
 void GradientReducer::set_loss_scale(double scale) { impl_->set_loss_scale(scale); }
+void GradientReducer::set_policy(Policy policy) { impl_->set_policy(std::move(policy)); }
 double GradientReducer::loss_scale() const { return impl_->loss_scale(); }
 ReducerStats GradientReducer::stats() const { return impl_->stats(); }
 const Plan& GradientReducer::plan() const { return impl_->plan(); }

@@ -116,6 +116,14 @@ class GradientReducer {
   // reducer ends. InvalidArgument otherwise; PolicyError when a layer's codec does not take the
   // method's options. MismatchError from the first reduction when ranks differ in its fields.
   void follow(std::shared_ptr<GradientMethod> method);
+  // Goes on by another policy from the next step on: other densities each epoch, say. Between steps
+  // only; every rank calls it at the same place with the same policy, or gets MismatchError from
+  // the next reduction. Nothing pending is lost: a layer with another codec takes its residual
+  // along, what owners hold included, to one rounding of its new memory; a layer without one adds
+  // it to the gradient of the next step that is not skipped.
+  // PolicyError, with nothing changed, as at construction, and where the method that is followed
+  // cannot go on so.
+  void set_policy(Policy policy);
   // Multiplies this rank's memories, factors[i] those of layer i: what is reduced comes in another
   // unit from now on. Between steps only.
   void scale_memories(std::span<const float> factors);

@@ -28,6 +28,12 @@ class Stopwatch {
   Clock::time_point begin_ = Clock::now();
 };
 
+bool may_change_results(const Plan& plan) {
+  return std::any_of(plan.choices.begin(), plan.choices.end(), [](const Policy::Choice& choice) {
+    return choice.codec.options.nonfinite != NonFinite::kPropagate;
+  });
+}
+
 // Layouts change when any layer is sent in another way than before.
 std::uint64_t phase_at(const Plan& plan, std::uint64_t step) {
   std::uint64_t phase = 0;
@@ -68,9 +74,7 @@ ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vect
         Key{.stream = options.stream, .parameter = layer.name, .begin = 0, .end = layer.elements()}
             .hash());
   }
-  for (const Policy::Choice& choice : plan.choices) {
-    holds_results_ = holds_results_ || choice.codec.options.nonfinite != NonFinite::kPropagate;
-  }
+  holds_results_ = may_change_results(plan);
   counters_.nonfinite_steps.resize(layers.size());
   counters_.joint_bytes.resize(layers.size());
   if (!comm_->traits().survives_failure) {
@@ -116,13 +120,22 @@ void ReducerThread::set_step(std::uint64_t step) {
   const std::lock_guard lock(mutex_);
   step_ = step;
   counters_.step = step;
-  compare_method_ = method_ != nullptr;
+  compare_ = method_ != nullptr;
 }
 
 void ReducerThread::follow(GradientMethod& method) {
   const std::lock_guard lock(mutex_);
   method_ = &method;
-  compare_method_ = true;
+  compare_ = true;
+}
+
+void ReducerThread::plan_changed(const std::string& policy) {
+  const std::lock_guard lock(mutex_);
+  policy_ = policy;
+  compare_ = true;
+  layouts_.clear();
+  holds_results_ = may_change_results(plan_);
+  std::fill(counters_.joint_bytes.begin(), counters_.joint_bytes.end(), 0);
 }
 
 ReducerCounters ReducerThread::counters() const {
@@ -246,13 +259,18 @@ BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
 void ReducerThread::begin_step() {
   GradientMethod* method = nullptr;
   bool compare = false;
+  std::string policy;
   {
     const std::lock_guard lock(mutex_);
     method = method_;
-    compare = std::exchange(compare_method_, false);
+    compare = std::exchange(compare_, false);
+    policy = policy_;
   }
   if (compare) {
-    shake_hands(*comm_, method->fields(), Clock::now() + options_.deadline);
+    std::vector<HandshakeField> fields;
+    if (method != nullptr) fields = method->fields();
+    if (!policy.empty()) fields.push_back({"policy", policy});
+    shake_hands(*comm_, fields, Clock::now() + options_.deadline);
   }
   mode_ = method == nullptr ? StepMode::kPolicy : method->begin_step();
 }
@@ -262,11 +280,14 @@ Gradient ReducerThread::prepare(BucketLayer& entry) {
   Gradient gradient{.source = entry.source.data == nullptr ? entry.grad : entry.source,
                     .mean = entry.grad,
                     .owner = std::move(entry.owner)};
+  const TensorView out = gradient.owner ? gradient.source : gradient.mean;
   if (method_ != nullptr) {
-    const TensorView out = gradient.owner ? gradient.source : gradient.mean;
     if (method_->prepare(entry.layer, gradient.source, out)) {
       gradient.source = out;
     }
+  }
+  if (memories_.forgets(entry.layer) && memories_.release(entry.layer, gradient.source, out)) {
+    gradient.source = out;
   }
   return gradient;
 }

@@ -90,6 +90,8 @@ class ReducerThread {
   void set_step(std::uint64_t step);
   // Between steps, when idle; the method outlives the thread.
   void follow(GradientMethod& method);
+  // Between steps, when idle: the plan has changed; its policy is compared before the next step.
+  void plan_changed(const std::string& policy);
 
   ReducerCounters counters() const;
   // A step failed for good; submit() throws.
@@ -173,7 +175,8 @@ class ReducerThread {
   std::exception_ptr failure_;
   ReducerCounters counters_;
   GradientMethod* method_ = nullptr;
-  bool compare_method_ = false;  // with the other ranks', before the next step
+  std::string policy_;    // after a change
+  bool compare_ = false;  // policy and method with the other ranks', before the next step
 
   std::atomic<bool> aborted_{false};
   std::optional<Watchdog> watchdog_;

@@ -9,6 +9,9 @@ namespace {
 
 constexpr std::size_t kNoGroup = std::numeric_limits<std::size_t>::max();
 
+constexpr const char* kStartHint =
+    "warmup=STEPS raises the sparsity step by step from the first one";
+
 bool is_topk(const Codec& codec) {
   return codec.payload && codec.payload->name().starts_with("topk:");
 }
@@ -29,7 +32,7 @@ DgcSgd::DgcSgd(GradientReducer& reducer, std::vector<Member> members,
   }
   bool any_topk = false;
   for (std::size_t i = 0; i < size(); ++i) {
-    const bool topk = compressed(i) && is_topk(reducer.plan().choices[layer_index(i)].codec);
+    const bool topk = compressed(i) && is_topk(codec(reducer.plan(), i));
     any_topk = any_topk || topk;
     if (topk && first_[group(i)].momentum == 0 && options.clip > 0) {
       refuse("clip with momentum 0 in parameter group " + std::to_string(group(i)),
@@ -40,7 +43,7 @@ DgcSgd::DgcSgd(GradientReducer& reducer, std::vector<Member> members,
       group_of_[layer_index(i)] = group(i);
     }
   }
-  refuse_start("warmup=STEPS raises the sparsity step by step from the first one");
+  refuse_start(reducer.plan(), kStartHint);
   if (any_compressed() && !any_topk) {
     refuse("no layer has a top-k codec, whose momentum it would correct",
            "use the policy topk:0.001, or another optimizer");
@@ -53,6 +56,11 @@ std::shared_ptr<DgcSgd> DgcSgd::make(GradientReducer& reducer, std::vector<Membe
       new DgcSgd(reducer, std::move(members), std::move(groups), options));
   reducer.follow(optimizer);
   return optimizer;
+}
+
+void DgcSgd::check_plan(const Plan& plan) const {
+  refuse_start(plan, kStartHint);
+  refuse_other_members(plan, is_topk, "momentum is corrected in top-k codecs, and stays there");
 }
 
 void DgcSgd::set_options(std::vector<SgdOptions> groups) {

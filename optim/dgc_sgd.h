@@ -27,6 +27,7 @@ class DgcSgd final : public Optimizer {
   static std::shared_ptr<DgcSgd> make(GradientReducer& reducer, std::vector<Member> members,
                                       std::vector<SgdOptions> groups, DgcOptions options = {});
   void set_options(std::vector<SgdOptions> groups);
+  void check_plan(const Plan& plan) const override;
 
  private:
   DgcSgd(GradientReducer& reducer, std::vector<Member> members, std::vector<SgdOptions> groups,

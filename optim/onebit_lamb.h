@@ -11,11 +11,7 @@
 // Layers that the policy leaves uncompressed stay with LAMB, and so does everything on one rank.
 #pragma once
 
-#include <cstdint>
-
-#include "optim/groups.h"
-#include "optim/optimizer.h"
-#include "optim/schedules.h"
+#include "optim/frozen_variance.h"
 
 namespace thinwire::optim {
 
@@ -28,47 +24,31 @@ struct LambOptions {
   double factor_threshold = 0.1;  // in (0, 1)
 };
 
-class OneBitLamb final : public Optimizer {
+class OneBitLamb final : public FrozenVariance {
  public:
-  // PolicyError for a layer that starts later (start=). The freeze rule watches the compressed
-  // layers.
   static std::shared_ptr<OneBitLamb> make(GradientReducer& reducer, std::vector<Member> members,
                                           std::vector<AdamOptions> groups,
                                           const FreezeOptions& freeze = {},
                                           const LambOptions& lamb = {});
-  // lr, eps and weight_decay from the next step() on; betas from the next reduction on.
-  void set_options(std::vector<AdamOptions> groups) { groups_.set(decoupled(std::move(groups))); }
-  // Applied steps before the variance froze; 0 while it has not.
-  std::int64_t frozen_after() const { return freeze_.state().frozen_after; }
 
  private:
   OneBitLamb(GradientReducer& reducer, std::vector<Member> members, std::vector<AdamOptions> groups,
              const FreezeOptions& freeze, const LambOptions& lamb);
-  bool frozen(std::size_t i) const { return freeze_.frozen() && compressed(i); }
-  // The group's; what was frozen on several ranks and goes on on one has its bias folded in.
-  AdamOptions options_of(std::size_t i) const;
-  StepMode begin() override;
-  bool before(std::size_t i, TensorView gradient, TensorView out) override;
   void update(std::size_t i, std::span<float> weights, TensorView reduced) override;
-  void end_update() override;
-  void adapt(OptimizerState& state) const override;
+  double momentum_factor(std::size_t i) const override { return scale_[i]; }
+  double momentum_factor(const OptimizerState& state, std::size_t i) const override;
+  void froze() override;
   void save(Numbers& numbers) const override;
   void load(const Numbers& numbers) override;
-  std::vector<std::string> options_text() const override { return groups_.text(); }
   std::string settings_text() const override;
 
   void update_frozen(std::size_t i, std::span<float> weights, TensorView reduced);
-  void freeze();
 
-  Groups<AdamOptions> groups_;
-  FreezeRule freeze_;
   const LambOptions lamb_;
   // One a member: the running mean of coefficients, frozen later; the last factor; c_l.
   std::vector<double> coefficient_;
   std::vector<double> factor_;
   std::vector<double> scale_;
-  Slot& m_;
-  Slot& v_;
   Slot& fresh_;
 };
 

@@ -67,12 +67,19 @@ Optimizer::Optimizer(GradientReducer& reducer, std::string name, std::vector<Mem
              "keep the parameter in fp32");
     }
     member_of_[index] = i;
-    compressed_.push_back(has_codec(i) && reducer.size() > 1);
-    any_compressed_ = any_compressed_ || compressed_.back();
     if (is_rounded(layer.dtype) && master_ == nullptr) {
       master_ = &add_slot("master", SlotKind::kOptionalLocal);
     }
   }
+  note_compressed();
+}
+
+void Optimizer::note_compressed() {
+  compressed_.clear();
+  for (std::size_t i = 0; i < size(); ++i) {
+    compressed_.push_back(has_codec(i) && reducer_.size() > 1);
+  }
+  any_compressed_ = std::find(compressed_.begin(), compressed_.end(), true) != compressed_.end();
 }
 
 std::size_t Optimizer::groups() const {
@@ -213,6 +220,8 @@ std::vector<HandshakeField> Optimizer::fields() const {
 
 StepMode Optimizer::begin_step() { return begin(); }
 
+void Optimizer::plan_changed() { note_compressed(); }
+
 bool Optimizer::prepare(std::size_t layer, TensorView gradient, TensorView out) {
   const std::size_t i = member_of_[layer];
   return i < members_.size() && gradient.elements > 0 && before(i, gradient, out);
@@ -318,12 +327,24 @@ double Optimizer::compressed_norm(const Slot& slot) const {
   return norm;
 }
 
-void Optimizer::refuse_start(const std::string& instead) const {
+void Optimizer::refuse_start(const Plan& plan, const std::string& instead) const {
   for (std::size_t i = 0; i < size(); ++i) {
-    const Codec& codec = reducer_.plan().choices[layer_index(i)].codec;
-    if (compressed(i) && codec.options.start_step > 0) {
-      throw PolicyError(name_ + ": layer '" + layer(i).name + "' has the policy '" + codec.spec +
+    const Codec& wanted = codec(plan, i);
+    if (!wanted.is_none() && reducer_.size() > 1 && wanted.options.start_step > 0) {
+      throw PolicyError(name_ + ": layer '" + layer(i).name + "' has the policy '" + wanted.spec +
                         "'; expected no start=\nhint: " + instead);
+    }
+  }
+}
+
+void Optimizer::refuse_other_members(const Plan& plan, IsKind is, const std::string& why) const {
+  for (std::size_t i = 0; i < size(); ++i) {
+    const Codec& now = codec(reducer_.plan(), i);
+    const Codec& next = codec(plan, i);
+    if (is(now) != is(next)) {
+      throw PolicyError(name_ + ": layer '" + layer(i).name + "': cannot go from the policy '" +
+                        now.spec + "' to '" + next.spec + "': " + why +
+                        "\nhint: change the codecs of the layers that have one");
     }
   }
 }

@@ -105,6 +105,7 @@ class Optimizer : public GradientMethod {
   std::vector<HandshakeField> fields() const final;
   bool prepare(std::size_t layer, TensorView gradient, TensorView out) final;
   StepMode begin_step() final;
+  void plan_changed() final;
 
  protected:
   // InvalidArgument when a member is no layer of the reducer's, is there twice, or has a dtype that
@@ -115,8 +116,9 @@ class Optimizer : public GradientMethod {
   bool compressed(std::size_t i) const { return compressed_[i]; }
   bool any_compressed() const { return any_compressed_; }
   // The plan has one, however many ranks there are.
-  bool has_codec(std::size_t i) const {
-    return !reducer_.plan().choices[layer_index(i)].codec.is_none();
+  bool has_codec(std::size_t i) const { return !codec(reducer_.plan(), i).is_none(); }
+  const Codec& codec(const Plan& plan, std::size_t i) const {
+    return plan.choices[layer_index(i)].codec;
   }
   std::size_t size() const { return members_.size(); }
   std::size_t group(std::size_t i) const { return members_[i].group; }
@@ -163,7 +165,10 @@ class Optimizer : public GradientMethod {
   double compressed_norm(const Slot& slot) const;
   // PolicyError when a compressed member's codec starts later than the first step: `instead` says
   // what does so here.
-  void refuse_start(const std::string& instead) const;
+  void refuse_start(const Plan& plan, const std::string& instead) const;
+  // For check_plan(): PolicyError when other members than now have a codec, or one that `is` names.
+  using IsKind = bool (*)(const Codec& codec);
+  void refuse_other_members(const Plan& plan, IsKind is, const std::string& why) const;
   // For adapt(): removes an entry and returns its values, none where there is none.
   static std::vector<float> take(std::vector<StateEntry>& entries, const std::string& key);
   // For adapt(), on one rank: what the workers' residual of member i holds goes into its first
@@ -184,6 +189,7 @@ class Optimizer : public GradientMethod {
 
  private:
   void check(std::span<const Parameter> parameters) const;
+  void note_compressed();
   void update_rounded(std::size_t i, const Parameter& parameter);
 
   GradientReducer& reducer_;

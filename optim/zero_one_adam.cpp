@@ -6,6 +6,11 @@
 #include "compressors/core/codec_support.h"
 
 namespace thinwire::optim {
+namespace {
+
+constexpr const char* kStartHint = "the optimizer's schedule says when gradients are compressed";
+
+}  // namespace
 
 ZeroOneAdam::ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,
                          std::vector<AdamOptions> groups, const ZeroOneOptions& schedule)
@@ -18,12 +23,18 @@ ZeroOneAdam::ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,
       v_(add_slot("exp_avg_sq", SlotKind::kShared)),
       u_(add_slot("sum", SlotKind::kOptionalLocal)),
       anchor_(add_slot("anchor", SlotKind::kOptional)) {
-  refuse_start("the optimizer's schedule says when gradients are compressed");
+  refuse_start(reducer.plan(), kStartHint);
   if (any_compressed() && size() != layers()) {
     refuse("expected all " + std::to_string(layers()) + " layers of the reducer, got " +
                std::to_string(size()),
            "in local steps no layer is exchanged: give it all parameters that are trained");
   }
+}
+
+void ZeroOneAdam::check_plan(const Plan& plan) const {
+  refuse_start(plan, kStartHint);
+  refuse_other_members(plan, [](const Codec& codec) { return !codec.is_none(); },
+                       "which layers are compressed is settled with the first step");
 }
 
 std::shared_ptr<ZeroOneAdam> ZeroOneAdam::make(GradientReducer& reducer,

@@ -31,6 +31,7 @@ class ZeroOneAdam final : public Optimizer {
   // eps and weight_decay from the next step() on; betas, and lr where the step ends an interval,
   // from the next reduction on.
   void set_options(std::vector<AdamOptions> groups) { groups_.set(decoupled(std::move(groups))); }
+  void check_plan(const Plan& plan) const override;
   // What the next step exchanges.
   ZeroOneStep next() const;
   // The last step applied was no local one: weights are the same bits on all ranks.

@@ -160,4 +160,26 @@ void reduce_step(GradientReducer& reducer, Gradients& gradients,
   }
 }
 
+Pending pending(const std::vector<ReducerState>& states, const std::string& role) {
+  Pending sums;
+  for (const Layer& layer : small_model()) {
+    sums[layer.name].resize(static_cast<std::size_t>(layer.elements()));
+  }
+  for (const ReducerState& state : states) {
+    for (const StateEntry& entry : state.entries) {
+      const bool worker = entry.key.starts_with(role);
+      if (!worker && (role != "worker/" || !entry.key.starts_with("owner/"))) continue;
+      const std::size_t name = entry.key.find('/') + 1;
+      const std::size_t range = entry.key.rfind('/');
+      const auto begin = std::stoul(entry.key.substr(range + 1));
+      std::vector<double>& sum = sums.at(entry.key.substr(name, range - name));
+      for (std::size_t i = 0; i < entry.values.size(); ++i) {
+        sum.at(begin + i) += static_cast<double>(entry.values[i]) /
+                             (worker ? static_cast<double>(states.size()) : 1);
+      }
+    }
+  }
+  return sums;
+}
+
 }  // namespace thinwire::testing

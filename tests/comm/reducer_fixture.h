@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,6 +58,10 @@ std::string message(const std::exception_ptr& error);
 // Reduces all layers in the given buckets (the last one ends the step) and waits.
 void reduce_step(GradientReducer& reducer, Gradients& gradients,
                  const std::vector<std::vector<std::size_t>>& buckets);
+
+// By layer: (1/P) sum of the workers' parts + the owners'. With another `role`, (1/P) sum of that.
+using Pending = std::map<std::string, std::vector<double>>;
+Pending pending(const std::vector<ReducerState>& states, const std::string& role = "worker/");
 
 // In the order in which a backward pass would make them, in two buckets.
 inline const std::vector<std::vector<std::size_t>> kTwoBuckets = {{6, 5, 4, 3}, {2, 1, 0}};

@@ -298,7 +298,7 @@ TEST(ReducerState, RestoreRefusesWhatDoesNotFit) {
     refused([](ReducerState& s) { s.entries[0].key = "boss/fc1.weight/0:1320"; }, "no known role");
     refused([](ReducerState& s) { s.entries[0].key = "worker/fc1.weight/0:1321"; }, "outside");
     refused([](ReducerState& s) { s.entries[0].key = "worker/fc1.weight"; }, "no range");
-    refused([](ReducerState& s) { s.entries[0].key = "worker/fc1.bias/0:40"; }, "no residual");
+    refused([](ReducerState& s) { s.entries[0].key = "owner/fc1.bias/0:40"; }, "no residual");
     refused([](ReducerState& s) { s.entries[0].values.pop_back(); }, "has 1319 values");
     refused([](ReducerState& s) { s.entries.push_back(s.entries[0]); }, "twice");
     expect_same_residuals(good, reducer.state());

@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <map>
 
 #include "comm/reducer.h"
 #include "tests/comm/reducer_fixture.h"
@@ -18,30 +17,6 @@ using ::testing::HasSubstr;
 
 constexpr std::uint64_t kSteps = 3;
 constexpr float kUlp = 0x1p-24F;
-
-// By layer: (1/P) sum of the workers' parts + the owners'.
-using Pending = std::map<std::string, std::vector<double>>;
-Pending pending(const std::vector<ReducerState>& states, const std::string& role = "worker/") {
-  Pending sums;
-  for (const Layer& layer : small_model()) {
-    sums[layer.name].resize(static_cast<std::size_t>(layer.elements()));
-  }
-  for (const ReducerState& state : states) {
-    for (const StateEntry& entry : state.entries) {
-      const bool worker = entry.key.starts_with(role);
-      if (!worker && (role != "worker/" || !entry.key.starts_with("owner/"))) continue;
-      const std::size_t name = entry.key.find('/') + 1;
-      const std::size_t range = entry.key.rfind('/');
-      const auto begin = std::stoul(entry.key.substr(range + 1));
-      std::vector<double>& sum = sums.at(entry.key.substr(name, range - name));
-      for (std::size_t i = 0; i < entry.values.size(); ++i) {
-        sum.at(begin + i) += static_cast<double>(entry.values[i]) /
-                             (worker ? static_cast<double>(states.size()) : 1);
-      }
-    }
-  }
-  return sums;
-}
 
 double size_of(const Pending& pending) {
   double squares = 0;

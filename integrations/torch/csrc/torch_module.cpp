@@ -142,6 +142,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("loss_scale", &GradientReducer::loss_scale)
       .def("last_step_skipped", &GradientReducer::last_step_skipped, no_gil)
       .def("set_loss_scale", &GradientReducer::set_loss_scale, no_gil)
+      .def(
+          "set_policy",
+          [](GradientReducer& reducer, const std::string& policy) {
+            reducer.set_policy(thinwire::Policy::parse(policy));
+          },
+          no_gil)
       .def("abandon_step", &GradientReducer::abandon_step, no_gil)
       .def("abort", &GradientReducer::abort, no_gil);
   thinwire::bind_optimizers(m);

@@ -66,12 +66,10 @@ class RunLog:
         self._last_step = 0
         self._steps_before = 0
         self._not_finite: set[str] = set()
+        self._policy = ""
 
     def start(self, world_size: int, policy: str, torch_version: str) -> None:
-        fields = ("name", "elements", "codec", "reason")
-        layers = [
-            {field: layer[field] for field in fields} for layer in self._native.stats()["layers"]
-        ]
+        self._policy = policy
         self._append(
             "start",
             format=FORMAT,
@@ -80,8 +78,14 @@ class RunLog:
             policy=policy,
             thinwire=__version__,
             torch=torch_version,
-            layers=layers,
+            layers=self._layer_table(),
         )
+
+    def plan(self, policy: str) -> None:
+        """The run goes on by another policy."""
+        self._policy = policy
+        step = max(self._last_step, self._steps_before + self._native.stats()["steps"])
+        self._append("plan", step=step, policy=policy, layers=self._layer_table())
 
     def resume(self, step: int) -> None:
         """The run goes on from a saved state, at ``step``."""
@@ -106,8 +110,14 @@ class RunLog:
             step = max(self._last_step, self._steps_before + stats["steps"])
             self._metrics(stats, step, {})
 
-    def end(self, policy: str) -> None:
-        self._append("end", policy=policy, seconds=self._seconds(), **self._native.stats())
+    def end(self) -> None:
+        self._append("end", policy=self._policy, seconds=self._seconds(), **self._native.stats())
+
+    def _layer_table(self) -> list[dict[str, Any]]:
+        fields = ("name", "elements", "codec", "reason")
+        return [
+            {field: layer[field] for field in fields} for layer in self._native.stats()["layers"]
+        ]
 
     def _checked_step(self, step: Any, stats: Mapping[str, Any]) -> int:
         if step is None:

@@ -18,7 +18,7 @@ _REASONS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as the line ``start`` gives it."""
+    """A layer as the lines ``start`` and ``plan`` give it."""
 
     name: str
     elements: int
@@ -37,6 +37,15 @@ class Start:
 @dataclass(frozen=True)
 class Resume:
     step: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run goes on by from a step on."""
+
+    step: int
+    policy: str
+    layers: list[Layer]
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,21 @@ class Attempt:
     resumed: bool = False
     metrics: list[Metrics] = field(default_factory=list)
     layers: list[Layers] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
     end: End | None = None
     _rolled_back: bool = False
+
+    @property
+    def policy(self) -> str:
+        """That of the start, and what followed it from which step on."""
+        return ", ".join(
+            [self.start.policy, *(f"from step {plan.step} {plan.policy}" for plan in self.plans)]
+        )
+
+    @property
+    def layer_table(self) -> list[Layer]:
+        """The latest."""
+        return self.plans[-1].layers if self.plans else self.start.layers
 
     @property
     def counts(self) -> Counts:
@@ -101,12 +123,17 @@ class Attempt:
             return self.end.counts
         return self.metrics[-1].counts if self.metrics else Counts(0, 0, 0, 0, 0.0)
 
-    def add(self, record: Resume | Metrics | Layers | End) -> None:
+    def add(self, record: Resume | Plan | Metrics | Layers | End) -> None:
         """Take the next line; a step that goes back replaces what was logged from there on."""
         match record:
             case Resume():
                 self.resumed = self.resumed or not self.metrics
                 self._rolled_back = True
+            case Plan():
+                expected, got = len(self.start.layers), len(record.layers)
+                if got != expected:
+                    raise ValueError(f"plan: expected {expected} layers, got {got}")
+                self.plans.append(record)
             case Metrics():
                 # Several lines may be of one step, unless a state was loaded between them.
                 kept = record.step - self._rolled_back
@@ -203,7 +230,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _parse(record: dict[str, Any]) -> Start | Resume | Metrics | Layers | End:
+def _parse(record: dict[str, Any]) -> Record:
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"expected kind {', '.join(_KINDS)}, got {_short(repr(kind))}")
@@ -216,7 +243,14 @@ def _parse(record: dict[str, Any]) -> Start | Resume | Metrics | Layers | End:
 def _start(record: dict[str, Any]) -> Start:
     if _count(record, "format") > FORMAT:
         raise ValueError(f"format: expected {FORMAT}, got {record['format']}: a newer version's")
-    layers = [
+    layers = _layer_table(record)
+    return Start(
+        _count(record, "world_size"), _text(record, "policy"), _text(record, "torch"), layers
+    )
+
+
+def _layer_table(record: dict[str, Any]) -> list[Layer]:
+    return [
         Layer(
             _text(layer, "name"),
             _count(layer, "elements"),
@@ -225,13 +259,14 @@ def _start(record: dict[str, Any]) -> Start:
         )
         for layer in _objects(record, "layers")
     ]
-    return Start(
-        _count(record, "world_size"), _text(record, "policy"), _text(record, "torch"), layers
-    )
 
 
 def _resume(record: dict[str, Any]) -> Resume:
     return Resume(_count(record, "step"))
+
+
+def _plan(record: dict[str, Any]) -> Plan:
+    return Plan(_count(record, "step"), _text(record, "policy"), _layer_table(record))
 
 
 def _metrics(record: dict[str, Any]) -> Metrics:
@@ -265,9 +300,11 @@ def _end(record: dict[str, Any]) -> End:
     )
 
 
-_KINDS: dict[str, Callable[[dict[str, Any]], Start | Resume | Metrics | Layers | End]] = {
+Record = Start | Resume | Plan | Metrics | Layers | End
+_KINDS: dict[str, Callable[[dict[str, Any]], Record]] = {
     "start": _start,
     "resume": _resume,
+    "plan": _plan,
     "metrics": _metrics,
     "layers": _layers,
     "end": _end,

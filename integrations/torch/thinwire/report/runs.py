@@ -271,7 +271,7 @@ def _run(file: Path, ranks: list[list[Attempt]]) -> Run:
         name="",
         file=str(file),
         model=last.model,
-        policy=last.start.policy,
+        policy=last.policy,
         torch=last.start.torch,
         world_size=last.start.world_size,
         attempts=len(shown),
@@ -324,7 +324,7 @@ def _not_finite(attempts: list[Attempt]) -> dict[str, int]:
 
 
 def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
-    """Of the last attempt's layer table; norms also of those before that had the same."""
+    """Of the last attempt's layer table; norms also of those before that began with the same."""
     last = attempts[-1]
     lines: list[Layers] = []
     for attempt in attempts:
@@ -345,7 +345,7 @@ def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
             [line.step for line in lines],
             [line.residual_norm[i] for line in lines],
         )
-        for i, layer in enumerate(last.start.layers)
+        for i, layer in enumerate(last.layer_table)
     ]
 
 

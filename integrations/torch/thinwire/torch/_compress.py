@@ -111,7 +111,7 @@ def _start_log(
         return None
     run_log = _run_log.RunLog(file, native, dist.get_rank(), label, layers_every)
     run_log.start(len(ranks), policy, torch.__version__)
-    weakref.finalize(model, run_log.end, policy)
+    weakref.finalize(model, run_log.end)
     return run_log
 
 

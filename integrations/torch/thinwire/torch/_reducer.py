@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thinwire import _logging
 from thinwire._run_log import RunLog
 from thinwire.errors import InvalidArgument
 
@@ -17,8 +18,8 @@ _VERSION = 1
 class Reducer:
     """Reduces one DDP model's gradients over a private group, on a thread of its own.
 
-    Calls may come from any thread, one at a time. ``log``, ``state_dict``, ``load_state_dict`` and
-    ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
+    Calls may come from any thread, one at a time. ``log``, ``state_dict``, ``load_state_dict``,
+    ``set_policy`` and ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Reducer:
 
     @property
     def policy(self) -> str:
-        """The policy as given."""
+        """The policy as given, at last to ``set_policy``."""
         return self._policy
 
     def stats(self) -> dict[str, Any]:
@@ -87,6 +88,22 @@ class Reducer:
         """
         self._native.set_loss_scale(float(scale))
         self._scale_told = True
+
+    def set_policy(self, policy: str) -> None:
+        """Go on by another policy from the next ``backward()`` on: other densities each epoch, say.
+
+        ``reducer.set_policy("topk:0.001")``. Every rank calls it at the same place with the same
+        policy. Nothing pending is lost: layers that get another codec take their residual along;
+        those that get none add it to their next gradient. PolicyError, with nothing changed, as
+        from ``compress``, and for a change that the optimizer of ``thinwire.torch.optim`` at work
+        cannot follow. MismatchError comes from the next ``backward()``.
+        """
+        self._native.set_policy(policy)
+        self._policy = policy
+        if self._run_log is not None:
+            self._run_log.plan(policy)
+        if self._place()[0] == 0:
+            _logging.say(self.summary().removeprefix("thinwire: "))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's residuals (fp32 CPU tensors by key), step, loss scale and policy.
