@@ -59,6 +59,7 @@ struct Gradient {
   // Owns the source's memory, where nobody else needs it any more: start() may overwrite it and
   // keep it as the residual.
   std::shared_ptr<void> owner = {};
+  float loss_scale = 1;  // Context::loss_scale
 };
 
 class Exchange {

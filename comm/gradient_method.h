@@ -17,7 +17,9 @@ namespace thinwire {
 enum class StepMode : std::uint8_t {
   kPolicy,  // as the policy says
   kDense,   // uncompressed
-  kLocal,   // not at all: the result is the rank's own gradient
+  // Not at all: the result is the rank's own gradient. With a loss scale, which all ranks change by
+  // what they see, one byte a layer tells them where any has NaN or Inf: there all get NaN.
+  kLocal,
 };
 
 // Called by one GradientReducer of at least two ranks; implementations answer the same on every

@@ -218,7 +218,7 @@ class GradientReducer::Impl {
     quiesce("set_loss_scale()");
     if (scale != loss_scale_) {
       memories_->scale(static_cast<float>(scale / loss_scale_));
-      loss_scale_ = scale;
+      keep_loss_scale(scale);
     }
   }
 
@@ -282,7 +282,7 @@ class GradientReducer::Impl {
     check_state(state.policy == policy_.text(), "policy", "'" + policy_.text() + "'",
                 "'" + state.policy + "'");
     memories_->restore(state.entries);
-    loss_scale_ = state.loss_scale;
+    keep_loss_scale(state.loss_scale);
     if (thread_) {
       thread_->set_step(state.step);
     } else {
@@ -304,6 +304,13 @@ class GradientReducer::Impl {
       plan_ = Plan::make(policy_, layers_);
     } catch (const PolicyError&) {
       plan_error_ = std::current_exception();
+    }
+  }
+
+  void keep_loss_scale(double scale) {
+    loss_scale_ = scale;
+    if (thread_) {
+      thread_->set_loss_scale(scale);
     }
   }
 

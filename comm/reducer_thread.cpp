@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "comm/collectives/common.h"
 #include "comm/handshake.h"
 #include "comm/peer_lost.h"
 #include "comm/wire_bytes.h"
+#include "compressors/core/codec_support.h"
 #include "compressors/core/context.h"
 
 namespace thinwire {
@@ -273,13 +275,15 @@ void ReducerThread::begin_step() {
     shake_hands(*comm_, fields, Clock::now() + options_.deadline);
   }
   mode_ = method == nullptr ? StepMode::kPolicy : method->begin_step();
+  shares_flags_ = mode_ == StepMode::kLocal && loss_scale_ != 1.0F;
 }
 
 // Where a layer is read and written, after the step's method has seen it.
 Gradient ReducerThread::prepare(BucketLayer& entry) {
   Gradient gradient{.source = entry.source.data == nullptr ? entry.grad : entry.source,
                     .mean = entry.grad,
-                    .owner = std::move(entry.owner)};
+                    .owner = std::move(entry.owner),
+                    .loss_scale = loss_scale_};
   const TensorView out = gradient.owner ? gradient.source : gradient.mean;
   if (method_ != nullptr) {
     if (method_->prepare(entry.layer, gradient.source, out)) {
@@ -311,6 +315,9 @@ void ReducerThread::begin(ReductionJob job) {
     elements += entry.grad.elements;
     if (mode_ == StepMode::kLocal && entry.source.data != nullptr) {
       std::memmove(entry.grad.data, entry.source.data, entry.grad.bytes());
+    }
+    if (shares_flags_ && !all_finite(entry.grad, nullptr)) {
+      flagged_[entry.layer] = 1;
     }
   }
   for (BucketGroup& group : bucket.layout->groups) {
@@ -393,7 +400,7 @@ void ReducerThread::finish(ActiveBucket& bucket) {
     group.transfer.reset();
   }
   bucket.finished = true;
-  if (!holds_results_ && !bucket.job.bucket.last) {
+  if (!holds_results_ && !shares_flags_ && !bucket.job.bucket.last) {
     complete(bucket, nullptr);
   }
 }
@@ -427,7 +434,25 @@ void ReducerThread::leave_open_step() {
   active_.clear();
 }
 
+void ReducerThread::share_flags() {
+  std::vector<std::uint8_t> all(flagged_.size() * static_cast<std::size_t>(comm_->size()));
+  arm();
+  comm_->allgather(std::as_bytes(std::span(flagged_)), std::as_writable_bytes(std::span(all)))
+      ->wait(Clock::now() + options_.deadline);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    flagged_[i % flagged_.size()] |= all[i];
+  }
+  for (const ActiveBucket& bucket : active_) {
+    for (const BucketLayer& entry : bucket.job.bucket.layers) {
+      if (flagged_[entry.layer] != 0) fill_nan(entry.grad);
+    }
+  }
+}
+
 void ReducerThread::end_step(bool abandoned) {
+  if (shares_flags_) {
+    share_flags();
+  }
   const bool nonfinite =
       std::any_of(flagged_.begin(), flagged_.end(), [](std::uint8_t flag) { return flag != 0; });
   const bool skipped = abandoned || nonfinite;

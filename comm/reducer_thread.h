@@ -90,6 +90,8 @@ class ReducerThread {
   void set_step(std::uint64_t step);
   // Between steps, when idle; the method outlives the thread.
   void follow(GradientMethod& method);
+  // Between steps, when idle.
+  void set_loss_scale(double scale) { loss_scale_ = static_cast<float>(scale); }
   // Between steps, when idle: the plan has changed; its policy is compared before the next step.
   void plan_changed(const std::string& policy);
 
@@ -124,6 +126,7 @@ class ReducerThread {
   void wait(BucketGroup& group, const ActiveBucket& bucket);
   void leave_open_step();
   void end_step(bool abandoned);
+  void share_flags();
   void zero_gradients();
   void complete(ActiveBucket& bucket, const std::exception_ptr& error);
   void drop_stale_layouts();
@@ -150,11 +153,13 @@ class ReducerThread {
   const ReducerOptions& options_;
   std::vector<std::uint64_t> key_hashes_;
   bool holds_results_ = false;  // some layer's policy may change every result at the step's end
+  std::atomic<float> loss_scale_{1};
   std::uint64_t sent_before_ = 0;
 
   // The step on its way.
   std::atomic<std::uint64_t> step_{0};  // the watchdog reads it, too
   StepMode mode_ = StepMode::kPolicy;
+  bool shares_flags_ = false;  // in a local step
   std::deque<ActiveBucket> active_;
   std::vector<std::uint8_t> flagged_;  // one a layer: NaN or Inf on some rank
   // What this rank can tell of the first of them, by layer.

@@ -13,7 +13,7 @@
 namespace thinwire::optim {
 
 struct DgcOptions {
-  // Threshold of the local gradient's L2 norm, times P^(-1/2), its loss scale included. 0: no
+  // Threshold of the local gradient's L2 norm without its loss scale, times P^(-1/2). 0: no
   // clipping.
   double clip = 0;
   bool clip_by_last = false;  // by the last step's norm, which saves a pass over the gradient

@@ -228,6 +228,7 @@ class SparseExchange final : public Exchange {
     const ExchangeLayer& first = layers_[slot.first()];
     Context ctx =
         codec_context(first, first.key_hash, step_, comm_.rank(), comm_.size(), workspace_.bytes());
+    ctx.loss_scale = grads_[slot.first()].loss_scale;
     if (slot.joint()) {
       ctx.parameter = slot.label;
       ctx.shape = {};

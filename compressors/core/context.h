@@ -31,6 +31,7 @@ struct Context {
   std::uint64_t step = 0;
   std::int32_t sender = 0;      // process rank, or client id
   std::int32_t world_size = 1;  // P, of those whose gradients are averaged
+  float loss_scale = 1;         // what the gradient comes multiplied by; > 0
   std::uint64_t key_hash = 0;
   std::string_view parameter = {};  // for messages only
   // Of the whole tensor that is encoded, where the caller knows it; looked at by lowrank alone.

@@ -37,13 +37,13 @@ constexpr std::size_t kTogether = 8;
 constexpr std::size_t kSumElements = 2048;
 constexpr std::size_t kLineBytes = 64;
 
-// The state kept in Memory: a topk::Carried, and the gradient's L2 norm.
+// The state kept in Memory: a topk::Carried, and the gradient's L2 norm without its loss scale.
 constexpr std::size_t kStateFloats = 4;
 
 // Of the L2 norm, in fp32 and finite.
-float norm_of(double squares) {
+float norm_of(double squares, float loss_scale) {
   return static_cast<float>(
-      std::min(std::sqrt(squares), double{std::numeric_limits<float>::max()}));
+      std::min(std::sqrt(squares) / double{loss_scale}, double{std::numeric_limits<float>::max()}));
 }
 
 std::string momentum_text(const TopKMomentum& momentum) {
@@ -211,7 +211,8 @@ EncodeResult TopKCodec::encode(const Context& ctx, TensorView grad, Memory* memo
   if (memory != nullptr && memory->next_state().size() == kStateFloats) {
     const std::uint32_t reached = pass.settled ? pass.least : topk::part_of_least(entries, 1.0F);
     const topk::Carried carried = topk::carry(before.carried, entries, reached, aim);
-    const std::array after = {carried.threshold, carried.ideal, carried.trend, norm_of(squares)};
+    const std::array after = {carried.threshold, carried.ideal, carried.trend,
+                              norm_of(squares, ctx.loss_scale)};
     std::copy(after.begin(), after.end(), memory->next_state().begin());
   }
   return finish(n, slot, pass, selection, out);
@@ -288,9 +289,10 @@ topk::Momentum TopKCodec::momentum_of(const Context& ctx, TensorView grad, const
                           .nesterov = options.nesterov};
   if (options.clip > 0) {
     const double norm = clips_by_last() && last_norm > 0
-                            ? double{last_norm}
+                            ? double{last_norm} * double{ctx.loss_scale}
                             : std::sqrt(topk::sum_of_squares(grad.data, grad.dtype, grad.elements));
-    const double most = options.clip / std::sqrt(static_cast<double>(ctx.world_size));
+    const double most =
+        options.clip * double{ctx.loss_scale} / std::sqrt(static_cast<double>(ctx.world_size));
     // Not so where the norm is NaN, which the pass will find.
     if (norm > most) momentum.scale = static_cast<float>(most / norm);
   }

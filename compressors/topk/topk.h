@@ -66,7 +66,7 @@ inline constexpr std::array<std::string_view, 2> kTopKClipNormWords = {"tensor",
 struct TopKMomentum {
   double factor = 0.9;  // m in [0, 1)
   bool nesterov = false;
-  double clip = 0;  // above 0; 0: gradients are not clipped
+  double clip = 0;  // of gradients without their loss scale, above 0; 0: they are not clipped
   TopKClipNorm clip_norm = TopKClipNorm::kTensor;
 };
 

@@ -207,8 +207,10 @@ std::vector<float> correct(const TopKMomentum& momentum, const TopKReferenceInpu
   float scale = 1;
   if (momentum.clip > 0) {
     const bool last = momentum.clip_norm == TopKClipNorm::kLast && input.last_norm > 0;
-    const double norm = last ? input.last_norm : std::sqrt(sum_of_squares(input.grad, 0));
-    const double most = momentum.clip / std::sqrt(static_cast<double>(input.world_size));
+    const double scaled = double{input.loss_scale};
+    const double norm =
+        last ? input.last_norm * scaled : std::sqrt(sum_of_squares(input.grad, 0));
+    const double most = momentum.clip * scaled / std::sqrt(static_cast<double>(input.world_size));
     if (norm > most) scale = static_cast<float>(most / norm);
   }
   std::vector<float> corrected(input.grad.begin(), input.grad.end());
@@ -307,8 +309,8 @@ TopKReference encode_topk_reference(const TopKOptions& options, const TopKRefere
   for (std::size_t begin = 0; begin < n; begin += chunk) {
     squares = sum_of_squares(input.grad.subspan(begin, std::min(chunk, n - begin)), squares);
   }
-  result.norm =
-      static_cast<float>(std::min(std::sqrt(squares), double{std::numeric_limits<float>::max()}));
+  result.norm = static_cast<float>(std::min(std::sqrt(squares) / double{input.loss_scale},
+                                            double{std::numeric_limits<float>::max()}));
 
   std::uint32_t low = 0;
   std::vector<std::uint32_t> indices = select_any(options, v, input.threshold, low);

@@ -18,7 +18,8 @@ struct TopKReferenceInput {
   float decay = 1.0F;
   std::span<const float> velocity = {};  // with momentum correction
   std::uint32_t threshold = 0;           // bits of the carried one; 0: none
-  float last_norm = 0;                   // of the last step's gradient; 0: none
+  float last_norm = 0;                   // of the last step's gradient, unscaled; 0: none
+  float loss_scale = 1;
   int world_size = 1;
 };
 

@@ -27,8 +27,6 @@ FREEZES = ("freeze_step", "var_freeze_step")
 """Arguments that say for how long an optimiser sends dense gradients."""
 FREEZE_SHARE = 0.2
 """Of 1-bit Adam and its kin: of the 15 to 25 % advised."""
-WARMUP_SHARE = 1 / 40
-"""Of top-k, while its density falls: 4 epochs of 164 and 1 of 40 in DGC's paper."""
 _POWERSGD_DENSE_STEPS = 2
 """The earliest start that the hook allows with error feedback."""
 
@@ -51,13 +49,17 @@ class Method:
     """A class of thinwire.torch.optim; None: the plain optimiser of the family."""
     options: Callable[[int], dict[str, Any]] = lambda _: {}
     """Dense steps -> further arguments of the optimiser."""
-    dense_share: float = 0.0
-    """How much of the run is sent dense, or denser than the rest."""
+    freezes: bool = False
+    """Its optimiser sends dense gradients until it freezes the variance."""
+    density_falls: bool = False
     clips_locally: bool = False
     """Its optimiser clips each rank's gradient, in place of the reduced one's clipping."""
 
     def dense_steps(self, recipe: Recipe) -> int:
-        return int(recipe.steps * self.dense_share)
+        """Of the first steps, those sent dense, or denser than the rest."""
+        if self.density_falls:
+            return min(recipe.density_warmup, recipe.steps // 2)
+        return int(recipe.steps * FREEZE_SHARE) if self.freezes else 0
 
 
 METHODS = {
@@ -68,7 +70,7 @@ METHODS = {
             "topk",
             "thinwire topk:0.001,values=q8",
             "thinwire:topk:0.001,values=q8,warmup={dense_steps}",
-            dense_share=WARMUP_SHARE,
+            density_falls=True,
         ),
         Method("powersgd", "thinwire powersgd", "thinwire:powersgd:{rank}"),
         Method("onebit", "thinwire onebit,scale=l1", "thinwire:onebit,scale=l1"),
@@ -85,7 +87,7 @@ METHODS = {
             SGD,
             "DGCSGD",
             lambda _: {"nesterov": False},
-            WARMUP_SHARE,
+            density_falls=True,
             clips_locally=True,
         ),
         Method("adam", "plain DDP, AdamW", "ddp", ADAM),
@@ -96,7 +98,7 @@ METHODS = {
             ADAM,
             "OneBitAdam",
             lambda dense_steps: {"freeze_step": dense_steps},
-            FREEZE_SHARE,
+            freezes=True,
         ),
         Method(
             "zeroone-adam",
@@ -109,7 +111,7 @@ METHODS = {
                 "local_step_scaler": dense_steps,
                 "local_step_clipper": LONGEST_INTERVAL,
             },
-            FREEZE_SHARE,
+            freezes=True,
         ),
         Method("lamb", "uncompressed, LAMB", "thinwire:none", LAMB, "OneBitLAMB"),
         Method(
@@ -119,7 +121,7 @@ METHODS = {
             LAMB,
             "OneBitLAMB",
             lambda dense_steps: {"freeze_step": dense_steps},
-            FREEZE_SHARE,
+            freezes=True,
         ),
     )
 }

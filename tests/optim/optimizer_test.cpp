@@ -113,7 +113,16 @@ TEST(Optimizers, LeaveOutAStepWithNaNOnAllRanks) {
 
 // By powers of two, so all roundings are the same.
 TEST(Optimizers, TakeLossScalesAsIfThereWereNone) {
-  for (const Setting& setting : few_settings()) {
+  std::vector<Setting> settings = few_settings();
+  for (const bool by_last : {false, true}) {  // a threshold that most gradients exceed
+    const auto clipped = [by_last](GradientReducer& reducer) {
+      return DgcSgd::make(reducer, all_layers(reducer), {{.lr = 0.05, .momentum = 0.9}},
+                          {.clip = 0.5, .clip_by_last = by_last});
+    };
+    const std::string name = by_last ? "DGCSGD clipped by the last norm" : "DGCSGD clipped";
+    settings.push_back({{name, clipped, true}, "topk:0.05"});
+  }
+  for (const Setting& setting : settings) {
     SCOPED_TRACE(trace_of(setting));
     std::vector<std::vector<std::uint64_t>> hashes(2, std::vector<std::uint64_t>(2));
     for (const std::size_t scaled : {0U, 1U}) {

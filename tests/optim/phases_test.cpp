@@ -204,6 +204,33 @@ TEST(ZeroOneAdam, LeavesABadLayerOutOfALocalStep) {
   EXPECT_EQ(hashes, std::vector<std::uint64_t>(kRanks, hashes[0]));  // step 17 ends an interval
 }
 
+// Under a loss scale, which ranks lower where they see Inf, all see it.
+TEST(ZeroOneAdam, LeavesABadLocalStepOutOnAllRanksUnderALossScale) {
+  run_trainers(kRanks, "onebit", all_methods()[4].make, [&](Trainer& trainer) {
+    trainer.reducer.set_loss_scale(2);
+    auto& adam = trainer.as<ZeroOneAdam>();
+    int met = 0;
+    for (std::uint64_t step = 0; step < 18; ++step) {
+      const bool local = adam.next() == ZeroOneStep::kLocal;
+      if (local) {
+        const OptimizerState before = trainer.optimizer->state();
+        trainer.fill(step);
+        if (trainer.rank() == 1) {
+          trainer.gradients.set(2, 9, std::numeric_limits<float>::infinity());
+        }
+        trainer.reduce();
+        EXPECT_TRUE(std::isnan(trainer.gradients.get(2, 0))) << step;
+        EXPECT_TRUE(std::isfinite(trainer.gradients.get(0, 0))) << step;
+        EXPECT_FALSE(trainer.apply()) << step;
+        EXPECT_EQ(testing::difference(before, trainer.optimizer->state()), "") << step;
+        ++met;
+      }
+      ASSERT_TRUE(trainer.train(step));
+    }
+    EXPECT_GT(met, 2);
+  });
+}
+
 // --- one rank
 
 std::vector<std::uint64_t> alone(const MakeOptimizer& make) {

@@ -377,7 +377,10 @@ def test_mistakes_of_the_command(job: Any, tmp_path: pathlib.Path) -> None:
     for arguments, words in (
         (["missing.jsonl"], "missing.jsonl: cannot read it: No such file or directory"),
         (["run.jsonl", "empty.jsonl"], "empty.jsonl: expected a run log"),
-        (["runs.jsonl"], "got line 1: expected kind start, resume, plan, metrics, layers, end, got 'hea"),
+        (
+            ["runs.jsonl"],
+            "line 1: expected kind start, resume, plan, metrics, layers, end, got 'header'",
+        ),
         (["run.jsonl", "--target", "acc=1"], "that was logged (loss), got 'acc'"),
         (["run.jsonl", "--out", "run.jsonl/x"], "report: cannot write run.jsonl/x: Not a dir"),
         (["run.jsonl", "--json", "no/x.json"], "report: cannot write no/x.json: No such file"),

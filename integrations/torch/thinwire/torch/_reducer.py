@@ -19,7 +19,8 @@ class Reducer:
     """Reduces one DDP model's gradients over a private group, on a thread of its own.
 
     Calls may come from any thread, one at a time. ``log``, ``state_dict``, ``load_state_dict``,
-    ``set_policy`` and ``set_loss_scale`` belong between steps: after ``backward()`` returned on every rank.
+    ``set_policy`` and ``set_loss_scale`` belong between steps: after ``backward()`` returned on
+    every rank.
     """
 
     def __init__(

@@ -324,14 +324,6 @@ class DGCSGD(_Optimizer):
             for g in self.param_groups
         ]
 
-    def _scaled_gradients_are_finite(self) -> bool:
-        if self._clip[0] > 0 and self._reducer._native.loss_scale() != 1.0:
-            raise NotAvailable(
-                "DGCSGD: clip with a loss scale is not part of this version: it would clip scaled "
-                "gradients\nhint: leave out clip, or train without GradScaler"
-            )
-        return super()._scaled_gradients_are_finite()
-
     def _make(self, reducer: Any, members: list[tuple[int, int]], options: list[Any]) -> Any:
         from thinwire import _torch  # type: ignore[attr-defined]
 
@@ -419,16 +411,6 @@ class ZeroOneAdam(_AdamLike):
         from thinwire import _torch  # type: ignore[attr-defined]
 
         return _torch.ZeroOneAdam(reducer, members, options, *self._schedule)
-
-    def _scaled_gradients_are_finite(self) -> bool:
-        scaled = self._reducer._native.loss_scale() != 1.0
-        if scaled or getattr(self, "found_inf", None) is not None:
-            raise NotAvailable(
-                "ZeroOneAdam: GradScaler is not part of this version: in steps without exchange "
-                "each rank would find Inf, and change its scale, for itself\n"
-                "hint: train in fp32 or bf16 without GradScaler"
-            )
-        return True
 
     @property
     def synchronised(self) -> bool:
