@@ -32,7 +32,6 @@ class FrozenVariance : public Optimizer {
   AdamOptions options_of(std::size_t i) const;
   std::span<float> m(std::size_t i) { return m_.values[i]; }
   std::span<float> v(std::size_t i) { return v_.values[i]; }
-  const FreezeOptions& freeze_options() const { return freeze_.options(); }
 
   // What a member's momentum is multiplied by before it is exchanged, now and in a saved state.
   virtual double momentum_factor(std::size_t /*i*/) const { return 1; }

@@ -59,14 +59,16 @@ std::string options_text(const AdamOptions& o) {
 
 std::string settings_text(const FreezeOptions& o) {
   return "beta2=" + number_text(o.beta2) + ", ratio=" + number_text(o.ratio) +
-         ", min_steps=" + std::to_string(o.min_steps) + ", at_step=" + std::to_string(o.at_step);
+         ", min_steps=" + std::to_string(o.min_steps) + ", at_step=" + std::to_string(o.at_step) +
+         ", variance_floor=" + number_text(o.floor);
 }
 
 std::string settings_text(const ZeroOneOptions& o) {
   return "kappa=" + std::to_string(o.kappa) +
          ", var_freeze_step=" + std::to_string(o.var_freeze_step) +
          ", local_step_scaler=" + std::to_string(o.local_step_scaler) +
-         ", local_step_clipper=" + std::to_string(o.local_step_clipper);
+         ", local_step_clipper=" + std::to_string(o.local_step_clipper) +
+         ", variance_floor=" + number_text(o.floor);
 }
 
 std::vector<AdamOptions> decoupled(std::vector<AdamOptions> groups) {

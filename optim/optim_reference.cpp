@@ -100,6 +100,15 @@ void fold_bias(const AdamOptions& options, AdamSteps steps, std::span<float> m,
   for (float& x : v) x /= of_v;
 }
 
+void floor_variance(double share, std::span<const float> m, std::span<float> v) {
+  if (share == 0 || m.empty()) return;
+  const double mean = square_sum(m) / static_cast<double>(m.size());
+  const auto least = static_cast<float>(share * mean);
+  for (float& x : v) {
+    if (x != 0 && x < least) x = least;
+  }
+}
+
 void sgd_reference(const SgdFactors& f, TensorView grad, float* weights, float* velocity) {
   visit(grad, [&](const auto* g) {
     for (std::int64_t i = 0; i < grad.elements; ++i) {

@@ -1,6 +1,7 @@
 #include "optim/zero_one_adam.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "compressors/core/codec_support.h"
@@ -114,6 +115,14 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
       momentum_adam_step(options, now, reduced.slice(begin, end), w, m, v);
     }
   });
+  if (measures && compressed(i) && schedule_.at(steps() + 1) != ZeroOneStep::kVariance) {
+    double share = schedule_.options().floor;
+    if (options.bias_correction) {
+      share *= bias_correction(options.beta2, now.v);
+      share /= std::pow(bias_correction(options.beta1, now.m), 2);
+    }
+    floor_variance(share, m_.values[i], v_.values[i]);
+  }
 }
 
 void ZeroOneAdam::keep_anchor(std::size_t i, std::span<const float> weights) {

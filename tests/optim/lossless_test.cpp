@@ -186,7 +186,7 @@ TEST_F(Lossless, Adam) {
 }
 
 TEST_F(Lossless, OneBitAdam) {
-  const FreezeOptions freeze{.at_step = kFrozenAfter};
+  const FreezeOptions freeze{.at_step = kFrozenAfter, .floor = 0};  // as in the paper
   compare(
       "lossless", [&](auto& r) { return OneBitAdam::make(r, all_layers(r), {kAdamW}, freeze); },
       [](LayerReference& layer, const RankGradients& grads, std::int64_t step) {
@@ -210,8 +210,11 @@ TEST_F(Lossless, OneBitAdam) {
 
 // Steps from 0 here as in the schedule, whose own tests are in schedules_test.cpp.
 TEST_F(Lossless, ZeroOneAdam) {
-  const ZeroOneOptions options{
-      .kappa = 4, .var_freeze_step = 30, .local_step_scaler = 10, .local_step_clipper = 8};
+  const ZeroOneOptions options{.kappa = 4,
+                               .var_freeze_step = 30,
+                               .local_step_scaler = 10,
+                               .local_step_clipper = 8,
+                               .floor = 0};  // as in the paper
   const ZeroOneSchedule schedule(options);
   std::int64_t variance_steps = 0;
   std::int64_t counted = 0;
@@ -271,7 +274,7 @@ TEST_F(Lossless, ZeroOneAdam) {
 }
 
 TEST_F(Lossless, OneBitLamb) {
-  const FreezeOptions freeze{.at_step = kFrozenAfter};
+  const FreezeOptions freeze{.at_step = kFrozenAfter, .floor = 0};  // as in the paper
   const LambOptions lamb;
   const auto root = [](Bounded x) {  // in fp64
     const double root = std::sqrt(x.value);

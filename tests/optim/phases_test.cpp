@@ -102,6 +102,92 @@ TEST(Freezing, SendsDenseBytesBeforeAndTheCodecsAfter) {
   }
 }
 
+// Gradients of one sign whose sizes span orders: one bit an element is off by as much as the large
+// ones, for which the small ones' variance would make steps of any length.
+double longest_step(const MakeOptimizer& make, double lr) {
+  double longest = 0;
+  run_trainers(kRanks, "onebit", make, [&](Trainer& trainer) {
+    for (std::uint64_t step = 0; step < 40; ++step) {
+      trainer.fill(step);
+      for (std::size_t layer = 0; layer < 3; ++layer) {
+        for (std::int64_t i = 0; i < trainer.layers[layer].elements(); ++i) {
+          if (i % 5 != 0) trainer.gradients.set(layer, i, 1e-4F * trainer.gradients.get(layer, i));
+        }
+      }
+      const std::vector<float> before = trainer.weights.values(0);
+      trainer.reduce();
+      ASSERT_TRUE(trainer.apply());
+      const std::vector<float> after = trainer.weights.values(0);
+      for (std::size_t i = 0; trainer.rank() == 0 && i < after.size(); ++i) {
+        longest = std::max(longest, std::fabs(double{after[i]} - double{before[i]}) / lr);
+      }
+    }
+  });
+  return longest;
+}
+
+TEST(VarianceFloor, KeepsStepsAtAFewLearningRates) {
+  constexpr double kLr = 1e-3;
+  const AdamOptions adam{.lr = kLr, .beta2 = 0.99};
+  for (const double floor : {0.0, 1.0}) {
+    const double frozen = longest_step(
+        [&](auto& r) {
+          return OneBitAdam::make(r, all_layers(r), {adam}, {.at_step = 10, .floor = floor});
+        },
+        kLr);
+    // Two ranks' signs, each with its error fed back, of 0/1 Adam summed over an interval.
+    const double zero_one = longest_step(
+        [&](auto& r) {
+          return ZeroOneAdam::make(r, all_layers(r), {adam},
+                                   {.kappa = 4,
+                                    .var_freeze_step = 20,
+                                    .local_step_scaler = 8,
+                                    .local_step_clipper = 2,
+                                    .floor = floor});
+        },
+        kLr);
+    EXPECT_EQ(frozen < 10, floor == 1) << frozen;
+    EXPECT_EQ(zero_one < 10, floor == 1) << zero_one;
+    if (floor == 0) {
+      EXPECT_GT(frozen, 100);
+    }
+  }
+}
+
+TEST(VarianceFloor, RaisesFrozenVariancesAloneAndNoZeros) {
+  const AdamOptions adam{.lr = 0.01, .beta2 = 0.99};
+  std::vector<std::vector<float>> variances[2];
+  std::vector<std::vector<float>> momenta;
+  for (const bool raised : {false, true}) {
+    const FreezeOptions freeze{.at_step = 4, .floor = raised ? 0.5 : 0.0};
+    run_trainers(
+        kRanks, "onebit",
+        [&](auto& r) { return OneBitAdam::make(r, all_layers(r), {adam}, freeze); },
+        [&](Trainer& trainer) {
+          for (std::uint64_t step = 0; step < 4; ++step) ASSERT_TRUE(trainer.train(step));
+          if (trainer.rank() == 0) {  // slots: master, exp_avg, exp_avg_sq
+            momenta = trainer.optimizer->slots()[1].values;
+            variances[raised ? 1 : 0] = trainer.optimizer->slots()[2].values;
+          }
+        });
+  }
+  for (const std::size_t layer : {0, 1, 2, 3}) {
+    const bool compressed = layer == 0 || layer == 2;
+    double squares = 0;
+    for (const float x : momenta[layer]) squares += double{x} * double{x};
+    const double least = 0.5 * squares / static_cast<double>(momenta[layer].size());
+    int lifted = 0;
+    for (std::size_t i = 0; i < variances[0][layer].size(); ++i) {
+      const double paper = variances[0][layer][i];
+      const bool lifts = compressed && paper != 0 && paper < least;
+      const double expected = lifts ? least : paper;
+      ASSERT_NEAR(variances[1][layer][i], expected, expected * 0x1p-23) << layer << " " << i;
+      lifted += lifts ? 1 : 0;
+    }
+    EXPECT_EQ(lifted > 0, compressed) << layer;
+  }
+}
+
 TEST(Freezing, ElementsWithoutVarianceNeverMoveAgain) {
   for (const std::size_t which : {3U, 5U}) {
     const Method method = all_methods()[which];

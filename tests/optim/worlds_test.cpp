@@ -339,6 +339,12 @@ TEST(OptimizerSettings, AreRefusedWhereTheyMakeNoSense) {
   expect_refused(
       "q4", [](auto& r) { ZeroOneAdam::make(r, all_layers(r), {kAdam}, {.kappa = 0}); }, "kappa");
   expect_refused(
+      "q4", [](auto& r) { OneBitAdam::make(r, all_layers(r), {kAdam}, {.floor = -1}); },
+      "variance floor");
+  expect_refused(
+      "q4", [](auto& r) { ZeroOneAdam::make(r, all_layers(r), {kAdam}, {.floor = -1}); },
+      "variance floor");
+  expect_refused(
       "topk:0.1", [](auto& r) { DgcSgd::make(r, all_layers(r), {kSgd}, {.clip = -1}); }, "clip");
   expect_refused(
       "q4", [](auto& r) { DgcSgd::make(r, all_layers(r), {kSgd}); }, "no layer has a top-k codec");

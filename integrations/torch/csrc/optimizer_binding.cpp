@@ -205,16 +205,18 @@ void bind_optimizers(py::module_& m) {
   py::class_<OneBitAdam, Optimizer, std::shared_ptr<OneBitAdam>>(m, "OneBitAdam")
       .def(py::init([](GradientReducer& reducer, const Members& members,
                        const std::vector<AdamTuple>& groups, std::int64_t freeze_step, double ratio,
-                       std::int64_t min_freeze_step) {
+                       std::int64_t min_freeze_step, double variance_floor) {
              auto options = adam_groups(groups);
              const optim::FreezeOptions freeze{.beta2 = options.at(0).beta2,
                                                .ratio = ratio,
                                                .min_steps = min_freeze_step,
-                                               .at_step = freeze_step};
+                                               .at_step = freeze_step,
+                                               .floor = variance_floor};
              return threaded(OneBitAdam::make(reducer, members_of(members), options, freeze));
            }),
            keeps_reducer, py::arg("reducer"), py::arg("members"), py::arg("groups"),
-           py::arg("freeze_step"), py::arg("freeze_ratio"), py::arg("min_freeze_step"))
+           py::arg("freeze_step"), py::arg("freeze_ratio"), py::arg("min_freeze_step"),
+           py::arg("variance_floor"))
       .def("frozen_after", &OneBitAdam::frozen_after)
       .def("set_options", [](OneBitAdam& optimizer, const std::vector<AdamTuple>& groups) {
         optimizer.set_options(adam_groups(groups));
@@ -225,16 +227,17 @@ void bind_optimizers(py::module_& m) {
       .def(py::init([](GradientReducer& reducer, const Members& members,
                        const std::vector<AdamTuple>& groups, std::int64_t kappa,
                        std::int64_t var_freeze_step, std::int64_t local_step_scaler,
-                       std::int64_t local_step_clipper) {
+                       std::int64_t local_step_clipper, double variance_floor) {
              return threaded(ZeroOneAdam::make(reducer, members_of(members), adam_groups(groups),
                                                {.kappa = kappa,
                                                 .var_freeze_step = var_freeze_step,
                                                 .local_step_scaler = local_step_scaler,
-                                                .local_step_clipper = local_step_clipper}));
+                                                .local_step_clipper = local_step_clipper,
+                                                .floor = variance_floor}));
            }),
            keeps_reducer, py::arg("reducer"), py::arg("members"), py::arg("groups"),
            py::arg("kappa"), py::arg("var_freeze_step"), py::arg("local_step_scaler"),
-           py::arg("local_step_clipper"))
+           py::arg("local_step_clipper"), py::arg("variance_floor"))
       .def("synchronised", &ZeroOneAdam::synchronised)
       .def("set_options", [](ZeroOneAdam& optimizer, const std::vector<AdamTuple>& groups) {
         optimizer.set_options(adam_groups(groups));
@@ -244,14 +247,15 @@ void bind_optimizers(py::module_& m) {
   py::class_<OneBitLamb, Optimizer, std::shared_ptr<OneBitLamb>>(m, "OneBitLAMB")
       .def(py::init([](GradientReducer& reducer, const Members& members,
                        const std::vector<AdamTuple>& groups, std::int64_t freeze_step, double ratio,
-                       std::int64_t min_freeze_step, double coefficient_min, double coefficient_max,
+                       std::int64_t min_freeze_step, double variance_floor, double coefficient_min, double coefficient_max,
                        double coefficient_beta, double factor_min, double factor_max,
                        double factor_threshold) {
              auto options = adam_groups(groups);
              const optim::FreezeOptions freeze{.beta2 = options.at(0).beta2,
                                                .ratio = ratio,
                                                .min_steps = min_freeze_step,
-                                               .at_step = freeze_step};
+                                               .at_step = freeze_step,
+                                               .floor = variance_floor};
              return threaded(OneBitLamb::make(reducer, members_of(members), options, freeze,
                                               {.coefficient_min = coefficient_min,
                                                .coefficient_max = coefficient_max,
@@ -262,7 +266,7 @@ void bind_optimizers(py::module_& m) {
            }),
            keeps_reducer, py::arg("reducer"), py::arg("members"), py::arg("groups"),
            py::arg("freeze_step"), py::arg("freeze_ratio"), py::arg("min_freeze_step"),
-           py::arg("coefficient_min"), py::arg("coefficient_max"), py::arg("coefficient_beta"),
+           py::arg("variance_floor"), py::arg("coefficient_min"), py::arg("coefficient_max"), py::arg("coefficient_beta"),
            py::arg("factor_min"), py::arg("factor_max"), py::arg("factor_threshold"))
       .def("frozen_after", &OneBitLamb::frozen_after)
       .def("set_options", [](OneBitLamb& optimizer, const std::vector<AdamTuple>& groups) {

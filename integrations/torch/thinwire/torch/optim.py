@@ -346,7 +346,10 @@ class OneBitAdam(_AdamLike):
     freeze_step: applied steps before the variance freezes (15 to 25 % of the run is advised); None:
     when the L1 norm of the variance has fallen to no less than freeze_ratio of what it was
     ``1 / (1 - beta2)`` steps before (beta2 of the first group), not before min_freeze_step (the
-    learning rate's warm-up). Steps on one rank alone do not count.
+    learning rate's warm-up). Steps on one rank alone do not count. variance_floor: a frozen
+    variance is at least this times the mean square of the tensor's momentum, which one bit an
+    element is off by; 0 as in the paper, which diverges where variances of a tensor differ by
+    orders.
     """
 
     def __init__(
@@ -361,8 +364,10 @@ class OneBitAdam(_AdamLike):
         freeze_step: int | None = None,
         freeze_ratio: float = 0.96,
         min_freeze_step: int = 0,
+        variance_floor: float = 1.0,
     ) -> None:
-        self._freeze = (_freeze_step("OneBitAdam", freeze_step), freeze_ratio, min_freeze_step)
+        step = _freeze_step("OneBitAdam", freeze_step)
+        self._freeze = (step, freeze_ratio, min_freeze_step, variance_floor)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, reducer)
 
@@ -386,7 +391,8 @@ class ZeroOneAdam(_AdamLike):
     evaluate and save models there (``synchronised``).
 
     kappa: variance steps before the gap between them doubles. local_step_scaler: steps after which
-    the interval doubles, up to local_step_clipper steps.
+    the interval doubles, up to local_step_clipper steps. variance_floor as in OneBitAdam, from the
+    first compressed step on.
     """
 
     def __init__(
@@ -402,8 +408,10 @@ class ZeroOneAdam(_AdamLike):
         kappa: int = 16,
         local_step_scaler: int = 32_678,
         local_step_clipper: int = 16,
+        variance_floor: float = 1.0,
     ) -> None:
-        self._schedule = (kappa, var_freeze_step, local_step_scaler, local_step_clipper)
+        intervals = (local_step_scaler, local_step_clipper)
+        self._schedule = (kappa, var_freeze_step, *intervals, variance_floor)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, reducer)
 
@@ -423,7 +431,7 @@ class OneBitLAMB(_AdamLike):
     variance is stable, then compressed momentum with variance and trust coefficients frozen, and
     the coefficients corrected within bounds by a variance rebuilt from the momenta.
 
-    freeze_step, freeze_ratio, min_freeze_step as in OneBitAdam. min_coeff, max_coeff: bounds of the
+    freeze_step, freeze_ratio, min_freeze_step, variance_floor as in OneBitAdam. min_coeff, max_coeff: bounds of the
     trust coefficient |w| / |update|. coeff_beta: of its running mean, which is frozen.
     factor_min, factor_max: bounds of the correction, which changes by at most factor_threshold a
     step. Uncompressed layers, and everything with one rank or the policy ``"none"``: plain LAMB.
@@ -441,6 +449,7 @@ class OneBitLAMB(_AdamLike):
         freeze_step: int | None = None,
         freeze_ratio: float = 0.96,
         min_freeze_step: int = 0,
+        variance_floor: float = 1.0,
         min_coeff: float = 0.01,
         max_coeff: float = 10.0,
         coeff_beta: float = 0.9,
@@ -448,7 +457,8 @@ class OneBitLAMB(_AdamLike):
         factor_max: float = 4.0,
         factor_threshold: float = 0.1,
     ) -> None:
-        self._freeze = (_freeze_step("OneBitLAMB", freeze_step), freeze_ratio, min_freeze_step)
+        step = _freeze_step("OneBitLAMB", freeze_step)
+        self._freeze = (step, freeze_ratio, min_freeze_step, variance_floor)
         self._lamb = (min_coeff, max_coeff, coeff_beta, factor_min, factor_max, factor_threshold)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, reducer)
