@@ -55,8 +55,9 @@ std::vector<std::vector<float>> residuals(const GradientReducer& reducer) {
   return values;
 }
 
+// Of bf16 layers, too, that travel in messages of their own.
 TEST(GradientMethod, DenseAndLocalStepsLeaveResidualsAlone) {
-  run_reducers(3, kMixed, [](int rank, GradientReducer& reducer, Gradients& gradients) {
+  const auto test = [](int rank, GradientReducer& reducer, Gradients& gradients) {
     const auto method = std::make_shared<Method>();
     method->modes = {kModes, kModes + 3};
     reducer.follow(method);
@@ -87,7 +88,9 @@ TEST(GradientMethod, DenseAndLocalStepsLeaveResidualsAlone) {
         }
       }
     }
-  });
+  };
+  run_reducers(3, kMixed, test);
+  run_reducers(3, kMixed, test, {.ride_along_bytes = 0});
 }
 
 // A reducer whose policy steps are the same, with dense and local ones between, and without.

@@ -10,8 +10,11 @@
 #include <map>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 
+#include "compressors/core/codec_support.h"
+#include "compressors/core/convert.h"
 #include "tests/comm/reducer_fixture.h"
 
 namespace thinwire::testing {
@@ -461,6 +464,70 @@ TEST(Reducer, UncompressedTrafficCostsWhatARingDoes) {
     reduce_step(reducer, gradients, kTwoBuckets);
     EXPECT_NEAR(reducer.stats().ratio, 1, 0.05);
   });
+}
+
+// The mean of 16-bit gradients in half the bytes, and the same bits: owners sum in fp32.
+TEST(Reducer, UncompressedHalvesTravelInTheirOwnBytes) {
+  constexpr int kRanks = 4;
+  constexpr std::int64_t kElements = 50'021;
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    const std::vector<Layer> layers = {{"weight", {kElements}, dtype}, {"bias", {7}, dtype}};
+    std::uint64_t bytes[2];
+    std::vector<std::vector<float>> results(2);
+    for (const bool narrow : {false, true}) {
+      const ReducerOptions options{.ride_along_bytes = narrow ? 65'536U : 10'000'000U};
+      run_ranks(kRanks, [&](int rank, std::unique_ptr<Communicator> comm) {
+        GradientReducer reducer(std::move(comm), layers, Policy::parse("none"), options);
+        std::vector<std::vector<std::byte>> memory(2);
+        Bucket bucket;
+        for (std::size_t layer = 0; layer < 2; ++layer) {
+          const auto n = static_cast<std::size_t>(layers[layer].elements());
+          memory[layer].resize(2 * n);
+          bucket.layers.push_back({layer, {memory[layer].data(), layers[layer].elements(), dtype}});
+          visit(bucket.layers.back().grad, [&](auto* values) {
+            using T = std::remove_pointer_t<decltype(values)>;
+            for (std::size_t i = 0; i < n; ++i) {
+              values[i] = from_float<T>(std::sin(static_cast<float>(i * 7 + layer)) *
+                                        static_cast<float>(1 + rank));
+            }
+          });
+        }
+        reducer.reduce(bucket)->wait();
+        if (rank != 0) return;
+        bytes[narrow ? 1 : 0] = reducer.stats().wire_bytes;
+        for (const BucketLayer& entry : bucket.layers) {
+          visit(entry.grad, [&](const auto* values) {
+            for (std::int64_t i = 0; i < entry.grad.elements; ++i) {
+              results[narrow ? 1 : 0].push_back(to_float(values[i]));
+            }
+          });
+        }
+      });
+    }
+    EXPECT_NEAR(static_cast<double>(bytes[0]) / static_cast<double>(bytes[1]), 2, 0.03);
+    ASSERT_EQ(results[0].size(), results[1].size());
+    for (std::size_t i = 0; i < results[0].size(); ++i) {  // sums in another order
+      ASSERT_NEAR(results[1][i], results[0][i], std::fabs(results[0][i]) * 0x1p-7F) << i;
+    }
+  }
+}
+
+// A step without codecs leaves a 16-bit layer's residual alone, and NaN is NaN everywhere.
+TEST(Reducer, UncompressedHalvesAreFlagged) {
+  run_reducers(
+      3, "none,nonfinite=skip-step",
+      [](int rank, GradientReducer& reducer, Gradients& gradients) {
+        gradients.fill(0, rank);
+        if (rank == 2) gradients.set(4, 11, std::numeric_limits<float>::infinity());
+        reduce_step(reducer, gradients, kTwoBuckets);
+        EXPECT_TRUE(reducer.last_step_skipped());
+        EXPECT_EQ(reducer.stats().layers[4].nonfinite_steps, 1U);
+        EXPECT_EQ(reducer.stats().memory_bytes, 0U);
+        gradients.fill(1, rank);
+        reduce_step(reducer, gradients, kTwoBuckets);
+        EXPECT_FALSE(reducer.last_step_skipped());
+      },
+      {.ride_along_bytes = 0});
 }
 
 TEST(Reducer, LossScaleRescalesResiduals) {

@@ -134,6 +134,7 @@ ROWS = {
     "mlp": [*CODECS, "dgc", "adam", "onebit-adam", "zeroone-adam"],
     "cnn": [*CODECS, "dgc", "adam", "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
     "lstm": [*CODECS, "dgc"],
+    "lstm-once": ["none", "topk", "dgc"],
     "gpt": [*CODECS, "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
     "minilm": [*CODECS, "onebit-adam", "zeroone-adam"],
 }

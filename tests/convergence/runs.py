@@ -19,7 +19,7 @@ from tests.convergence.methods import METHODS, methods_of, settings_of
 from tests.convergence.settings import RECIPES, WORLD
 from tests.convergence.tasks import TASKS
 
-SMALL = ("mlp", "cnn", "lstm")
+SMALL = ("mlp", "cnn", "lstm", "lstm-once")
 """A run of these takes about a minute."""
 FORMAT = 1
 """Of a record, and of whatever else decides a run and is no setting: a change makes all runs

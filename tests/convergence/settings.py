@@ -83,6 +83,17 @@ RECIPES = {
         learning_rates={SGD: 2.0},
         clip=1.0,
     ),
+    "lstm-once": Recipe(
+        family=SGD,
+        steps=2000,
+        warmup=100,
+        eval_every=100,
+        seeds=3,
+        rank=4,
+        density_warmup=250,
+        learning_rates={SGD: 2.0},
+        clip=1.0,
+    ),
     "gpt": Recipe(
         family=ADAM,
         steps=2000,

@@ -102,6 +102,52 @@ TEST(Freezing, SendsDenseBytesBeforeAndTheCodecsAfter) {
   }
 }
 
+// Bytes of a 16-bit job against its uncompressed bytes: 1 / (w + (1 - w) / 16), w the share of
+// uncompressed exchanges, and nothing for steps without one.
+TEST(Volume, IsAsPublished) {
+  const std::vector<Layer> layers = {{"weight", {512, 1024}, DType::kBF16}};
+  constexpr std::int64_t kSteps = 40;
+  const AdamOptions adam{.lr = 1e-3};
+  const ZeroOneOptions zero_one{
+      .kappa = 3, .var_freeze_step = 20, .local_step_scaler = 5, .local_step_clipper = 4};
+  const ZeroOneSchedule schedule(zero_one);
+  double dense = 0;
+  double compressed = 0;
+  for (std::int64_t step = 0; step < kSteps; ++step) {
+    dense += schedule.at(step) == ZeroOneStep::kVariance ? 1 : 0;
+    compressed += schedule.at(step) == ZeroOneStep::kMomentum ? 1 : 0;
+    compressed += schedule.at(step) == ZeroOneStep::kSync ? 1 : 0;
+  }
+  struct Published {
+    MakeOptimizer make;
+    double dense;
+    double compressed;
+  };
+  const FreezeOptions freeze{.at_step = kSteps / 5};
+  for (const Published& published :
+       {Published{[&](auto& r) { return OneBitAdam::make(r, all_layers(r), {adam}, freeze); },
+                  kSteps / 5, kSteps - kSteps / 5},
+        Published{[&](auto& r) { return OneBitLamb::make(r, all_layers(r), {adam}, freeze); },
+                  kSteps / 5, kSteps - kSteps / 5},
+        Published{[&](auto& r) { return ZeroOneAdam::make(r, all_layers(r), {adam}, zero_one); },
+                  dense, compressed}}) {
+    testing::run_ranks(4, [&](int rank, std::unique_ptr<Communicator> comm) {
+      GradientReducer reducer(std::move(comm), layers, Policy::parse("onebit"));
+      const auto optimizer = published.make(reducer);
+      Gradients weights(layers);
+      Gradients gradients(layers);
+      for (std::int64_t step = 0; step < kSteps; ++step) {
+        gradients.fill(static_cast<std::uint64_t>(step), rank);
+        reducer.reduce(gradients.bucket({0}, true))->wait();
+        const Parameter parameter{weights.view(0), gradients.view(0)};
+        ASSERT_TRUE(optimizer->step({&parameter, 1}));
+      }
+      const double formula = kSteps / (published.dense + published.compressed / 16);
+      EXPECT_NEAR(reducer.stats().ratio_bf16, formula, formula * 0.02) << optimizer->name();
+    });
+  }
+}
+
 // Gradients of one sign whose sizes span orders: one bit an element is off by as much as the large
 // ones, for which the small ones' variance would make steps of any length.
 double longest_step(const MakeOptimizer& make, double lr) {
