@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
+#include "comm/state_key.h"
 #include "compressors/core/codec_support.h"
 #include "compressors/core/error.h"
 
@@ -25,13 +25,6 @@ bool remembers(const Codec& codec) {
     return !codec.payload->traits().lossless;
   }
   return codec.linear && !codec.linear->traits().lossless;
-}
-
-// The whole of `text` as a number; -1 when it is none.
-std::int64_t number(std::string_view text) {
-  std::int64_t value = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && end == text.data() + text.size() ? value : -1;
 }
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -258,38 +251,37 @@ std::vector<double> MemoryTable::residual_norms() const {
 }
 
 std::string MemoryTable::key_text(const Slot& slot, Part part) const {
-  return std::string(kRoles[static_cast<std::size_t>(slot.role)]) +
-         std::string(kParts[static_cast<std::size_t>(part)]) + "/" + layers_[slot.layer].name +
-         "/" + std::to_string(slot.begin) + ":" + std::to_string(slot.end);
+  return StateKey{.role = std::string(kRoles[static_cast<std::size_t>(slot.role)]) +
+                          std::string(kParts[static_cast<std::size_t>(part)]),
+                  .layer = layers_[slot.layer].name,
+                  .begin = slot.begin,
+                  .end = slot.end}
+      .text();
 }
 
 std::pair<MemoryTable::Slot, MemoryTable::Part> MemoryTable::parse_key(
     const std::string& key) const {
-  const std::string_view text = key;
-  const std::string_view head = text.substr(0, text.find('/'));
-  const std::size_t dot = std::min(head.find('.'), head.size());
-  const auto* role = std::find(kRoles.begin(), kRoles.end(), head.substr(0, dot));
-  const auto* part = std::find(kParts.begin(), kParts.end(), head.substr(dot));
+  const ParsedStateKey parsed = parse_state_key(key);
+  const std::size_t dot = std::min(parsed.role.find('.'), parsed.role.size());
+  const auto* role = std::find(kRoles.begin(), kRoles.end(), parsed.role.substr(0, dot));
+  const auto* part = std::find(kParts.begin(), kParts.end(), parsed.role.substr(dot));
   if (role == kRoles.end() || part == kParts.end()) {
     refuse("entry '" + key + "' has no known role; expected worker/... or owner/...");
   }
-  Slot slot;
-  slot.role = static_cast<MemoryRole>(role - kRoles.begin());
-  const std::string_view rest = text.substr(std::min(head.size() + 1, text.size()));
-  const std::size_t slash = rest.rfind('/');
-  const std::size_t colon = rest.rfind(':');
-  if (slash == std::string_view::npos || colon == std::string_view::npos || colon < slash) {
+  if (!parsed.range) {
     refuse("entry '" + key + "' names no range; expected ROLE/NAME/BEGIN:END");
   }
-  slot.begin = number(rest.substr(slash + 1, colon - slash - 1));
-  slot.end = number(rest.substr(colon + 1));
-  const auto found = index_.find(rest.substr(0, slash));
+  Slot slot{.layer = 0,
+            .role = static_cast<MemoryRole>(role - kRoles.begin()),
+            .begin = parsed.range->begin,
+            .end = parsed.range->end};
+  const auto found = index_.find(parsed.layer);
   if (found == index_.end()) {
     refuse("entry '" + key + "' belongs to a layer that this table does not have");
   }
   slot.layer = found->second;
   const LayerInfo& info = info_[slot.layer];
-  if (slot.begin < 0 || slot.end < slot.begin || slot.end > info.elements) {
+  if (slot.end < slot.begin || slot.end > info.elements) {
     refuse("entry '" + key +
            "' lies outside its layer: expected a range within 0:" + std::to_string(info.elements));
   }

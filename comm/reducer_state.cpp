@@ -1,19 +1,18 @@
 #include "comm/reducer_state.h"
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 #include <string_view>
 
+#include "comm/state_key.h"
 #include "compressors/core/error.h"
 
 namespace thinwire {
 namespace {
 
-constexpr std::string_view kWorker = "worker/";
-constexpr std::string_view kOwner = "owner/";
-constexpr std::string_view kVelocity = "worker.velocity/";
-constexpr std::string_view kState = ".state/";
+constexpr std::string_view kWorker = "worker";
+constexpr std::string_view kVelocity = "worker.velocity";
+constexpr std::string_view kWorkerState = "worker.state";
 
 [[noreturn]] void refuse(const std::string& what) {
   throw InvalidArgument("cannot carry the reducers' states over: " + what +
@@ -56,52 +55,34 @@ std::vector<const ReducerState*> in_order(std::span<const ReducerState> states) 
   return ordered;
 }
 
-struct Range {
-  std::string layer;
-  std::size_t begin = 0;
-};
-
-bool read(std::string_view text, std::size_t& number) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-Range range_of(const StateEntry& entry, std::string_view role) {
-  const std::string_view rest = std::string_view(entry.key).substr(role.size());
-  const std::size_t slash = rest.rfind('/');
-  const std::size_t colon = rest.rfind(':');
-  Range range;
-  if (slash != std::string_view::npos && colon != std::string_view::npos && colon > slash) {
-    range.layer = rest.substr(0, slash);
-    std::size_t end = 0;
-    if (read(rest.substr(slash + 1, colon - slash - 1), range.begin) &&
-        read(rest.substr(colon + 1), end)) {
-      if (end < range.begin || end - range.begin != entry.values.size()) {
-        refuse("entry '" + entry.key + "' has " + std::to_string(entry.values.size()) +
-               " values; expected as many as its range");
-      }
-      return range;
-    }
-  }
-  refuse("entry '" + entry.key + "' names no range; expected ROLE/NAME/BEGIN:END");
-}
 
 // Sums over ranks, by layer, over its elements from the first.
 using Sums = std::map<std::string, std::vector<double>>;
 
-void add(const StateEntry& entry, std::string_view role, double weight, Sums& sums) {
-  const Range range = range_of(entry, role);
-  std::vector<double>& sum = sums[range.layer];
-  sum.resize(std::max(sum.size(), range.begin + entry.values.size()));
+void add(const StateEntry& entry, const ParsedStateKey& key, double weight, Sums& sums) {
+  if (!key.range) {
+    refuse("entry '" + entry.key + "' names no range; expected ROLE/NAME/BEGIN:END");
+  }
+  const auto begin = static_cast<std::size_t>(key.range->begin);
+  const auto end = static_cast<std::size_t>(key.range->end);
+  if (end < begin || end - begin != entry.values.size()) {
+    refuse("entry '" + entry.key + "' has " + std::to_string(entry.values.size()) +
+           " values; expected as many as its range");
+  }
+  std::vector<double>& sum = sums[std::string(key.layer)];
+  sum.resize(std::max(sum.size(), begin + entry.values.size()));
   for (std::size_t i = 0; i < entry.values.size(); ++i) {
-    sum[range.begin + i] += weight * static_cast<double>(entry.values[i]);
+    sum[begin + i] += weight * static_cast<double>(entry.values[i]);
   }
 }
 
 void emit(const Sums& sums, std::string_view role, std::vector<StateEntry>& entries) {
   for (const auto& [layer, sum] : sums) {
     StateEntry& entry = entries.emplace_back();
-    entry.key = std::string(role) + layer + "/0:" + std::to_string(sum.size());
+    entry.key = StateKey{.role = std::string(role),
+                         .layer = layer,
+                         .end = static_cast<std::int64_t>(sum.size())}
+                    .text();
     entry.values.reserve(sum.size());
     for (const double value : sum) {
       entry.values.push_back(static_cast<float>(value));
@@ -134,13 +115,14 @@ ReducerState reshard(std::span<const ReducerState> states, int rank, int world_s
   Sums velocities;
   for (const ReducerState* state : ordered) {
     for (const StateEntry& entry : state->entries) {
-      if (entry.key.starts_with(kWorker)) {
-        add(entry, kWorker, worker, residuals);
-      } else if (entry.key.starts_with(kOwner)) {
-        add(entry, kOwner, 1.0 / target, residuals);
-      } else if (entry.key.starts_with(kVelocity)) {
-        add(entry, kVelocity, worker, velocities);
-      } else if (entry.key.find(kState) == std::string::npos) {
+      const ParsedStateKey key = parse_state_key(entry.key);
+      if (key.role == kWorker) {
+        add(entry, key, worker, residuals);
+      } else if (key.role == "owner") {
+        add(entry, key, 1.0 / target, residuals);
+      } else if (key.role == kVelocity) {
+        add(entry, key, worker, velocities);
+      } else if (!key.role.ends_with(".state")) {
         refuse("entry '" + entry.key + "' has no known role");
       }
     }
@@ -148,7 +130,7 @@ ReducerState reshard(std::span<const ReducerState> states, int rank, int world_s
   emit(residuals, kWorker, result.entries);
   emit(velocities, kVelocity, result.entries);
   for (const StateEntry& entry : model.entries) {
-    if (entry.key.starts_with("worker.state/")) {
+    if (parse_state_key(entry.key).role == kWorkerState) {
       result.entries.push_back(entry);
     }
   }

@@ -13,8 +13,7 @@ enum class ReduceOp : std::uint8_t { kMean, kSum };
 
 // A part of a memory, under its key. Restored bit for bit.
 struct StateEntry {
-  std::string
-      key;  // ROLE/NAME/BEGIN:END; ROLE: worker, owner, or worker.velocity, worker.state, ...
+  std::string key;  // StateKey::text()
   std::vector<float> values;
 };
 struct ReducerState {

@@ -4,6 +4,8 @@
 #include <limits>
 #include <utility>
 
+#include "comm/state_key.h"
+
 namespace thinwire::optim {
 namespace {
 
@@ -110,7 +112,9 @@ void DgcSgd::adapt(OptimizerState& state) const {
   const std::vector<double> corrected = expect(state.numbers, "corrected", size());
   for (std::size_t i = 0; i < size(); ++i) {
     const std::string own = velocity_.name + "/" + layer(i).name;
-    const std::string range = "/" + layer(i).name + "/0:" + std::to_string(elements(i));
+    const StateKey residual{.layer = layer(i).name, .end = elements(i)};
+    StateKey local_velocity = residual;
+    local_velocity.role = "worker.velocity";
     const SgdOptions& options = first_[group(i)];
     // The codec's velocity of Nesterov's is M times SGD's.
     const double unit = options.nesterov ? options.momentum : 1;
@@ -124,14 +128,14 @@ void DgcSgd::adapt(OptimizerState& state) const {
       std::vector<float> velocity;
       add(velocity, take(state.shared, own), unit);
       if (!velocity.empty()) {
-        state.reducer.entries.push_back({"worker.velocity" + range, std::move(velocity)});
+        state.reducer.entries.push_back({local_velocity.text(), std::move(velocity)});
       }
     } else if (corrected[i] != 0 && !corrects_[i] && options.momentum > 0) {
       std::vector<float> velocity = take(state.shared, own);  // of weight decay
-      add(velocity, take(state.reducer.entries, "worker.velocity" + range), 1 / unit);
+      add(velocity, take(state.reducer.entries, local_velocity.text()), 1 / unit);
       // What is pending has had its momentum. A velocity d moves weights by lr d M / (1 - M) in
       // all, Nesterov's M times as far.
-      add(velocity, take(state.reducer.entries, "worker" + range),
+      add(velocity, take(state.reducer.entries, residual.text()),
           (1 - options.momentum) / (options.momentum * unit));
       if (!velocity.empty()) {
         state.shared.push_back({own, std::move(velocity)});

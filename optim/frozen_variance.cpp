@@ -3,6 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include "optim/variance_floor.h"
+
 namespace thinwire::optim {
 namespace {
 
@@ -65,7 +67,7 @@ void FrozenVariance::end_update() {
   for (std::size_t i = 0; i < size(); ++i) {
     if (compressed(i)) {
       fold_bias(groups_.now(group(i)), {.m = steps(), .v = steps()}, m(i), v(i));
-      floor_variance(freeze_.options().floor, m(i), v(i));
+      floor_variance(freeze_.options().floor * momentum_floor(m(i)), v(i));
     }
   }
   froze();

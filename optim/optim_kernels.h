@@ -84,11 +84,8 @@ void momentum_adam_step(const AdamOptions& options, AdamSteps steps, TensorView 
 // Divides both by their bias corrections, unless the options want none.
 void fold_bias(const AdamOptions& options, AdamSteps steps, std::span<float> m, std::span<float> v);
 
-// Raises what is below it to share * mean(m^2), but zeros; m and v with the same bias, or none. Of
-// a compressed momentum every element is off by about its root mean square: where sqrt(v) is less,
-// that alone would move a weight by more than the learning rate. The papers have no such floor, and
-// diverge where variances of a layer differ by orders (a ReLU network in which some units rest).
-void floor_variance(double share, std::span<const float> m, std::span<float> v);
+// Raises what is below `least` to it, but zeros.
+void floor_variance(double least, std::span<float> v);
 
 struct MomentumOptions {
   double beta1 = 0.9;     // in [0, 1)

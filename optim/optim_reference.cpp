@@ -100,12 +100,10 @@ void fold_bias(const AdamOptions& options, AdamSteps steps, std::span<float> m,
   for (float& x : v) x /= of_v;
 }
 
-void floor_variance(double share, std::span<const float> m, std::span<float> v) {
-  if (share == 0 || m.empty()) return;
-  const double mean = square_sum(m) / static_cast<double>(m.size());
-  const auto least = static_cast<float>(share * mean);
+void floor_variance(double least, std::span<float> v) {
+  const auto floor = static_cast<float>(least);
   for (float& x : v) {
-    if (x != 0 && x < least) x = least;
+    if (x != 0 && x < floor) x = floor;
   }
 }
 

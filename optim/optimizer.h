@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,6 +20,7 @@
 #include "comm/gradient_method.h"
 #include "comm/reducer.h"
 #include "optim/optim_kernels.h"
+#include "optim/optimizer_state.h"
 #include "optim/schedules.h"
 
 namespace thinwire::optim {
@@ -40,23 +40,6 @@ struct Parameter {
   TensorView weights;
   TensorView grad;
 };
-
-using Numbers = std::map<std::string, std::vector<double>>;
-
-// What an optimizer remembers on one rank, its reducer's state included.
-struct OptimizerState {
-  int version = 1;
-  std::string method;
-  Numbers numbers;                 // counters and schedules, as on all ranks
-  std::vector<StateEntry> shared;  // SLOT/NAME, the same on all ranks
-  std::vector<StateEntry> local;   // SLOT/NAME, this rank's own
-  ReducerState reducer;
-};
-
-// The state of `rank` of `world_size` ranks from those of all ranks of a job. For as many ranks:
-// what that rank saved. For another number: what ranks share, the mean of what is their own, and
-// the reducers' states as reshard() of comm/reducer_state.h says. InvalidArgument as there.
-OptimizerState reshard(std::span<const OptimizerState> states, int rank, int world_size);
 
 template <typename T>
 std::span<T> slice(std::span<T> values, std::int64_t begin, std::int64_t end) {

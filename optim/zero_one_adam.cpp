@@ -1,10 +1,10 @@
 #include "optim/zero_one_adam.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "compressors/core/codec_support.h"
+#include "optim/variance_floor.h"
 
 namespace thinwire::optim {
 namespace {
@@ -116,12 +116,8 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
     }
   });
   if (measures && compressed(i) && schedule_.at(steps() + 1) != ZeroOneStep::kVariance) {
-    double share = schedule_.options().floor;
-    if (options.bias_correction) {
-      share *= bias_correction(options.beta2, now.v);
-      share /= std::pow(bias_correction(options.beta1, now.m), 2);
-    }
-    floor_variance(share, m_.values[i], v_.values[i]);
+    const std::span<float> v = v_.values[i];
+    floor_variance(schedule_.options().floor * gradient_floor(options.beta1, v), v);
   }
 }
 
@@ -182,6 +178,9 @@ void ZeroOneAdam::begin_intervals() {
   for (std::size_t i = 0; i < size(); ++i) {
     const AdamOptions options = groups_.now(group(i));
     fold_bias(options, {.m = steps(), .v = variance_steps_}, m_.values[i], v_.values[i]);
+    if (compressed(i)) {
+      floor_variance(schedule_.options().floor * momentum_floor(m_.values[i]), v_.values[i]);
+    }
     // A gradient would have moved weights by lr (1 - beta1) of it, over sqrt(v).
     factors[layer_index(i)] = static_cast<float>(options.lr * (1 - options.beta1));
   }
