@@ -13,7 +13,7 @@ struct FreezeOptions {
   double ratio = 0.96;         // in (0, 1]
   std::int64_t min_steps = 0;  // >= 0: never before so many; the paper: the learning rate's warm-up
   std::int64_t at_step = 0;    // >= 1: after so many, whatever the norms; 0: by the norms
-  double floor = 1;            // >= 0: times what variance_floor.h gives
+  double floor = 0.1;          // >= 0: times what variance_floor.h gives
 };
 
 // All of a FreezeRule that changes: to save and restore.
@@ -68,7 +68,7 @@ struct ZeroOneOptions {
   std::int64_t var_freeze_step = 100'000;   // >= 1
   std::int64_t local_step_scaler = 32'678;  // >= 1
   std::int64_t local_step_clipper = 16;     // >= 1
-  double floor = 1;                         // >= 0: times what variance_floor.h gives
+  double floor = 0.1;                       // >= 0: times what variance_floor.h gives
 };
 
 // Steps are those applied, from 0. Before var_freeze_step variance is updated at steps whose gap is

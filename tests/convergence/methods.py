@@ -31,6 +31,10 @@ _POWERSGD_DENSE_STEPS = 2
 """The earliest start that the hook allows with error feedback."""
 
 
+TCP_BYTES_A_BYTE = (1448 + 66) / 1448
+"""Headers of full segments, as thinwire counts them (comm/wire_bytes.h)."""
+
+
 class NotAvailableError(RuntimeError):
     """The method needs something that this thinwire does not have."""
 
@@ -213,7 +217,7 @@ def attach(settings: dict[str, Any], module: nn.Module, world: int) -> Attached:
         return Attached(ddp, optimizer, lambda _: float(reducer.stats()["wire_bytes"]), False)
     optimizer = make_optimizer(module.parameters(), None)
     elements = sum(parameter.numel() for parameter in module.parameters())
-    ring = 2 * (world - 1) / world
+    ring = 2 * (world - 1) / world * TCP_BYTES_A_BYTE
     if family == "torch-powersgd":
         state = powerSGD_hook.PowerSGDState(
             None,

@@ -272,7 +272,7 @@ INTRODUCTION = """\
   in units of the metric. Chance alone gives two equal methods differences of a deviation of √(2/n)
   sd over n seeds: 0.63 for 5, 0.82 for 3.
 - MB a rank (10⁶ bytes) are what thinwire counts, headers included; for plain DDP and PyTorch's
-  hooks, the bytes of a ring allreduce of what they hand over.
+  hooks, the bytes of a ring allreduce of what they hand over, with TCP's headers.
 - Steps and MB to a fixed value are those of the first evaluation that reaches it, mean over the
   seeds; never: a seed does not. The time to it is a product, steps to it × step time on four lab
   hosts over links of that speed (`python -m tests.convergence times`), without evaluation and

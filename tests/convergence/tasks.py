@@ -203,4 +203,6 @@ class VerseMiniLm(Task):
         return MnistImages.score(shards)
 
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Mlp, Cnn, Lstm, LstmOnce, Gpt, VerseMiniLm)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Mlp, Cnn, Lstm, LstmOnce, Gpt, VerseMiniLm)
+}

@@ -364,7 +364,7 @@ class OneBitAdam(_AdamLike):
         freeze_step: int | None = None,
         freeze_ratio: float = 0.96,
         min_freeze_step: int = 0,
-        variance_floor: float = 1.0,
+        variance_floor: float = 0.1,
     ) -> None:
         step = _freeze_step("OneBitAdam", freeze_step)
         self._freeze = (step, freeze_ratio, min_freeze_step, variance_floor)
@@ -408,7 +408,7 @@ class ZeroOneAdam(_AdamLike):
         kappa: int = 16,
         local_step_scaler: int = 32_678,
         local_step_clipper: int = 16,
-        variance_floor: float = 1.0,
+        variance_floor: float = 0.1,
     ) -> None:
         intervals = (local_step_scaler, local_step_clipper)
         self._schedule = (kappa, var_freeze_step, *intervals, variance_floor)
@@ -431,7 +431,8 @@ class OneBitLAMB(_AdamLike):
     variance is stable, then compressed momentum with variance and trust coefficients frozen, and
     the coefficients corrected within bounds by a variance rebuilt from the momenta.
 
-    freeze_step, freeze_ratio, min_freeze_step, variance_floor as in OneBitAdam. min_coeff, max_coeff: bounds of the
+    freeze_step, freeze_ratio, min_freeze_step, variance_floor as in OneBitAdam. min_coeff,
+    max_coeff: bounds of the
     trust coefficient |w| / |update|. coeff_beta: of its running mean, which is frozen.
     factor_min, factor_max: bounds of the correction, which changes by at most factor_threshold a
     step. Uncompressed layers, and everything with one rank or the policy ``"none"``: plain LAMB.
@@ -449,7 +450,7 @@ class OneBitLAMB(_AdamLike):
         freeze_step: int | None = None,
         freeze_ratio: float = 0.96,
         min_freeze_step: int = 0,
-        variance_floor: float = 1.0,
+        variance_floor: float = 0.1,
         min_coeff: float = 0.01,
         max_coeff: float = 10.0,
         coeff_beta: float = 0.9,
