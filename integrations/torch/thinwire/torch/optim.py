@@ -432,10 +432,10 @@ class OneBitLAMB(_AdamLike):
     the coefficients corrected within bounds by a variance rebuilt from the momenta.
 
     freeze_step, freeze_ratio, min_freeze_step, variance_floor as in OneBitAdam. min_coeff,
-    max_coeff: bounds of the
-    trust coefficient |w| / |update|. coeff_beta: of its running mean, which is frozen.
-    factor_min, factor_max: bounds of the correction, which changes by at most factor_threshold a
-    step. Uncompressed layers, and everything with one rank or the policy ``"none"``: plain LAMB.
+    max_coeff: bounds of the trust coefficient |w| / |update|. coeff_beta: of its running mean,
+    which is frozen. factor_min, factor_max: bounds of the correction, which changes by at most
+    factor_threshold a step. Uncompressed layers, and everything with one rank or the policy
+    ``"none"``: plain LAMB.
     """
 
     def __init__(
