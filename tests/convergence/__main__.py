@@ -49,11 +49,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--hours", type=float, help="start no run after this many")
     add("--link", action="append", help=f"times: repeatable; default: {' '.join(LINKS)}")
     add("--docs", type=Path, default=ROOT / "docs", help="table: where the page goes")
-    add("--steps", type=int, help="for trying out: fewer, in results of their own")
-    add("--ranks", type=int, default=WORLD, help="for trying out: default %(default)s")
+    add("--steps", type=int, help="for trying out: fewer, with an --out of their own")
+    add(
+        "--ranks",
+        type=int,
+        default=WORLD,
+        help="for trying out, with an --out of their own: default %(default)s",
+    )
     arguments = parser.parse_args(argv)
     if arguments.ranks < 2 or (arguments.steps or 1) < 1 or (arguments.seeds or 1) < 1:
         parser.error("--ranks takes 2 or more, --steps and --seeds 1 or more")
+    tries = arguments.steps is not None or arguments.ranks != WORLD
+    if tries and arguments.out == RECORDS:
+        parser.error(
+            "--steps and --ranks make other runs than those kept: give them an --out FOLDER"
+        )
     hours = arguments.hours
     arguments.deadline = None if hours is None else time.monotonic() + 3600 * hours
     return arguments

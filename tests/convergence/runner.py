@@ -33,10 +33,17 @@ class RunFailedError(RuntimeError):
 def versions() -> dict[str, str]:
     from thinwire.version import __version__
 
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    # The records themselves change with each run.
+    changed = git("status", "--porcelain", "--", ".", ":!tests/convergence/records")
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": (git("rev-parse", "--short", "HEAD") or "unknown")
+        + ("-dirty" if changed else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "thinwire": __version__,

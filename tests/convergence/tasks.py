@@ -69,7 +69,7 @@ class Cnn(MnistImages):
 
 
 class LstmOnce(KingJamesCharacters):
-    """The demo's language model with one layer of 128, which sees no part of the text twice."""
+    """The demo's language model with one layer of 128, on half as many characters as there are."""
 
     name = "lstm-once"
     title = "char LSTM, half an epoch"
