@@ -15,14 +15,15 @@ struct Split {
   Members requantising;
   Members linear;
   Members dense;    // fp32, bf16, fp16
-  Members halves;   // those of bf16 and fp16 among them that are worth messages of their own
+  Members dense16;  // bf16 and fp16, where they are worth messages of their own
   Members dense64;  // fp64
 };
 
-// Gradients of 16 bits without a codec: their casts lose nothing and feed nothing back.
+// A 16-bit gradient's cast to its own type, which loses nothing. Never destroyed: layouts of static
+// reducers may outlive other statics.
 const PayloadCodec& own_cast(DType dtype) {
-  static const Codec bf16 = make_codec("bf16,ef=off");
-  static const Codec fp16 = make_codec("fp16,ef=off");
+  static const Codec& bf16 = *new Codec(make_codec("bf16,ef=off"));
+  static const Codec& fp16 = *new Codec(make_codec("fp16,ef=off"));
   return dtype == DType::kBF16 ? *bf16.payload : *fp16.payload;
 }
 
@@ -32,8 +33,6 @@ class NoMemories final : public MemoryStore {
     return nullptr;
   }
 };
-
-bool is_half(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
 
 bool compressed_at(const LayoutContext& context, const Codec& codec, std::uint64_t step) {
   return context.mode == StepMode::kPolicy && !codec.is_none() && step >= codec.options.start_step;
@@ -78,18 +77,22 @@ void let_small_layers_ride(const LayoutContext& context, const std::vector<std::
 
 // The allreduce sums in fp32 and sends 4 bytes an element. In 2 bytes, summed in fp32 by owners and
 // rounded once as the result is anyway, they take a transfer more.
-void keep_halves_narrow(const LayoutContext& context, const std::vector<std::size_t>& indices,
-                        Split& split) {
-  Members halves;
+void keep_16_bits(const LayoutContext& context, const std::vector<std::size_t>& indices,
+                  Split& split) {
+  Members narrow;
   Members others;
   std::size_t bytes = 0;
   for (const std::size_t i : split.dense) {
     const Layer& layer = context.layers[indices[i]];
-    (is_half(layer.dtype) ? halves : others).push_back(i);
-    bytes += is_half(layer.dtype) ? static_cast<std::size_t>(layer.elements()) * sizeof(float) : 0;
+    if (is_16_bit(layer.dtype)) {
+      narrow.push_back(i);
+      bytes += static_cast<std::size_t>(layer.elements()) * sizeof(float);
+    } else {
+      others.push_back(i);
+    }
   }
-  if (bytes > context.ride_along_bytes) {
-    split.halves = std::move(halves);
+  if (context.means && bytes > context.ride_along_bytes) {
+    split.dense16 = std::move(narrow);
     split.dense = std::move(others);
   }
 }
@@ -97,7 +100,7 @@ void keep_halves_narrow(const LayoutContext& context, const std::vector<std::siz
 std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
                                            const std::vector<std::size_t>& indices,
                                            const Members& members, std::uint64_t step,
-                                           bool as_halves = false) {
+                                           bool by_cast = false) {
   std::vector<ExchangeLayer> result;
   for (const std::size_t i : members) {
     const Layer& layer = context.layers[indices[i]];
@@ -112,7 +115,7 @@ std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
     if (compressed_at(context, codec, step)) {
       entry.payload = codec.payload_at(step);
       entry.linear = codec.linear.get();
-    } else if (as_halves) {
+    } else if (by_cast) {
       entry.payload = &own_cast(layer.dtype);
     }
   }
@@ -129,14 +132,14 @@ BucketLayout make_bucket_layout(const LayoutContext& context,
   }
   Split split = split_layers(context, indices, step);
   let_small_layers_ride(context, indices, split);
-  keep_halves_narrow(context, indices, split);
+  keep_16_bits(context, indices, split);
 
-  const auto add = [&](Members members, auto&& make, bool as_halves = false) {
+  const auto add = [&](Members members, auto&& make, bool by_cast = false) {
     if (members.empty()) {
       return;
     }
     BucketGroup& group = layout.groups.emplace_back();
-    group.exchange = make(exchange_layers(context, indices, members, step, as_halves));
+    group.exchange = make(exchange_layers(context, indices, members, step, by_cast));
     group.members = std::move(members);
   };
   const auto dense = [&](std::vector<ExchangeLayer> layers) {
@@ -145,7 +148,7 @@ BucketLayout make_bucket_layout(const LayoutContext& context,
   add(std::move(split.dense), dense);
   add(std::move(split.dense64), dense);
   add(
-      std::move(split.halves),
+      std::move(split.dense16),
       [&](std::vector<ExchangeLayer> layers) {
         NoMemories none;
         return make_requantising_exchange(context.comm, std::move(layers), none);

@@ -38,6 +38,7 @@ struct LayoutContext {
   const std::vector<std::uint64_t>& key_hashes;  // one a layer
   MemoryStore& memories;
   StepMode mode = StepMode::kPolicy;
+  bool means = true;  // else sums, which a 16-bit type may not hold
   std::size_t ride_along_bytes = 0;
 };
 

@@ -22,13 +22,14 @@ enum class StepMode : std::uint8_t {
   kLocal,
 };
 
-// Called by one GradientReducer of at least two ranks; implementations answer the same on every
-// rank.
+// Called by one GradientReducer; implementations answer the same on every rank. One rank alone is
+// asked about plans only.
 class GradientMethod {
  public:
   virtual ~GradientMethod() = default;
 
-  // What must be equal on all ranks; compared before the first step, and again after restore().
+  // What must be equal on all ranks; compared before the first step, and again after restore() and
+  // set_policy().
   virtual std::vector<HandshakeField> fields() const = 0;
 
   // Options that a compressed layer's codec gets beside its own, ",momentum=0.9"; asked for once a

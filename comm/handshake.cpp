@@ -9,6 +9,8 @@
 #include <set>
 #include <span>
 
+#include "comm/gather.h"
+
 namespace thinwire {
 namespace {
 
@@ -50,21 +52,6 @@ std::vector<HandshakeField> parse(std::string_view text) {
     fields.push_back({std::move(name), take()});
   }
   return fields;
-}
-
-template <typename T>
-std::vector<T> gather(Communicator& comm, std::span<const T> mine, Deadline deadline) {
-  auto all = std::make_unique<std::vector<T>>(mine.size() * static_cast<std::size_t>(comm.size()));
-  try {
-    comm.allgather(std::as_bytes(mine), std::as_writable_bytes(std::span(*all)))->wait(deadline);
-  } catch (...) {
-    if (!comm.traits().survives_failure) {
-      // The transport may still write to it: it cannot end what it has begun.
-      static_cast<void>(all.release());
-    }
-    throw;
-  }
-  return std::move(*all);
 }
 
 std::string ranks_text(const std::vector<int>& ranks) {

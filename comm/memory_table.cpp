@@ -27,6 +27,18 @@ bool remembers(const Codec& codec) {
   return codec.linear && !codec.linear->traits().lossless;
 }
 
+// The largest number of the type for what lies beyond.
+template <typename T>
+T saturated(float x) {
+  if constexpr (std::is_same_v<T, BF16>) {
+    return to_bf16_saturated(x);
+  } else if constexpr (std::is_same_v<T, FP16>) {
+    return to_fp16_saturated(x);
+  } else {
+    return from_float<T>(x);
+  }
+}
+
 [[noreturn]] void refuse(const std::string& what) {
   throw InvalidArgument("cannot restore the reducer's state: " + what +
                         "\nhint: restore a state saved by the same rank of a job with the same "
@@ -67,25 +79,28 @@ void MemoryTable::set_plan(const Plan& plan, float owner_weight) {
         sum[static_cast<std::size_t>(slot.begin) + j] += weight * values[j];
       }
     };
-    for (const auto& [slot, memory] : memories_) {
-      if (slot.layer == i) {
-        std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
-        memory->read(residual);
-        const bool owner = slot.role == MemoryRole::kOwner;
-        add(slot, residual, owner ? owner_weight : 1.0F, pending);
-        if (!owner && !memory->velocity().empty()) add(slot, memory->velocity(), 1, velocity);
-      }
+    for (auto held = first_of(i); held != memories_.end() && held->first.layer == i; ++held) {
+      const auto& [slot, memory] = *held;
+      std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+      memory->read(residual);
+      const bool owner = slot.role == MemoryRole::kOwner;
+      add(slot, residual, owner ? owner_weight : 1.0F, pending);
+      if (!owner && !memory->velocity().empty()) add(slot, memory->velocity(), 1, velocity);
     }
     forget(i);
     info_[i] = describe(layers_[i], codec);
     if (!pending.empty()) {
+      put_residual(i, pending);
       const Slot whole{i, MemoryRole::kWorker, 0, info_[i].elements};
-      Memory& memory = at(whole);
-      memory.restore(pending);
-      if (needs(whole).velocity && !velocity.empty()) memory.restore_velocity(velocity);
-      restored_.insert(whole);
+      if (needs(whole).velocity && !velocity.empty()) at(whole).restore_velocity(velocity);
     }
   }
+}
+
+void MemoryTable::put_residual(std::size_t layer, std::span<const float> residual) {
+  const Slot whole{layer, MemoryRole::kWorker, 0, info_[layer].elements};
+  at(whole).restore(residual);
+  restored_.insert(whole);
 }
 
 Memory* MemoryTable::memory(std::string_view name, std::int64_t begin, std::int64_t end,
@@ -139,6 +154,10 @@ void MemoryTable::cut_restored(const Slot& wanted) {
   part(wanted.end, old.end);
 }
 
+MemoryTable::Memories::iterator MemoryTable::first_of(std::size_t layer) {
+  return memories_.lower_bound({layer, MemoryRole::kWorker, 0, 0});
+}
+
 Memory& MemoryTable::at(const Slot& slot) {
   std::unique_ptr<Memory>& memory = memories_[slot];
   if (!memory) {
@@ -165,8 +184,9 @@ void MemoryTable::commit() {
   for (auto& [slot, memory] : memories_) {
     memory->commit();
   }
-  for (const std::size_t layer : released_) {
+  for (const auto& [layer, rest] : released_) {
     forget(layer);
+    if (!rest.empty()) put_residual(layer, rest);
   }
   released_.clear();
 }
@@ -203,12 +223,12 @@ void MemoryTable::scale(std::span<const float> factors) {
 }
 
 bool MemoryTable::release(std::size_t layer, TensorView source, TensorView out) {
-  const Slot first{layer, MemoryRole::kWorker, 0, 0};
-  auto held = memories_.lower_bound(first);
+  auto held = first_of(layer);
   if (held == memories_.end() || held->first.layer != layer) {
     return false;
   }
   std::memmove(out.data, source.data, source.bytes());
+  std::vector<float>& rest = released_[layer];
   for (; held != memories_.end() && held->first.layer == layer; ++held) {
     const auto& [slot, memory] = *held;
     if (slot.role != MemoryRole::kWorker) {
@@ -219,11 +239,20 @@ bool MemoryTable::release(std::size_t layer, TensorView source, TensorView out) 
     visit(out.slice(slot.begin, slot.end), [&](auto* values) {
       using T = std::remove_pointer_t<decltype(values)>;
       for (std::size_t i = 0; i < residual.size(); ++i) {
-        values[i] = from_float<T>(to_float(values[i]) + residual[i]);
+        if constexpr (std::is_same_v<T, double>) {
+          values[i] += double{residual[i]};
+        } else {
+          const float sum = to_float(values[i]) + residual[i];
+          values[i] = from_float<T>(sum);
+          if (std::isfinite(sum) && !std::isfinite(to_float(values[i]))) {
+            values[i] = saturated<T>(sum);
+            rest.resize(static_cast<std::size_t>(info_[layer].elements));
+            rest[static_cast<std::size_t>(slot.begin) + i] = sum - to_float(values[i]);
+          }
+        }
       }
     });
   }
-  released_.insert(layer);
   return true;
 }
 

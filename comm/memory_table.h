@@ -40,15 +40,16 @@ class MemoryTable final : public MemoryStore {
   // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
   std::vector<double> residual_norms() const;
 
-  // Another plan for the same layers; the old one may end after it. Where a layer's codec is another
-  // one, what is pending becomes its worker's residual: the sum of what workers hold, and of what
-  // owners hold times `owner_weight`. A velocity stays where both codecs have one; a codec's own
-  // state is forgotten. Memories given out before are gone.
+  // Another plan for the same layers; the old one may end after it. Where a layer's codec is
+  // another one, what is pending becomes its worker's residual: the sum of what workers hold, and
+  // of what owners hold times `owner_weight`. A velocity stays where both codecs have one; a
+  // codec's own state is forgotten. Memories of such layers that were given out before are gone.
   void set_plan(const Plan& plan, float owner_weight);
 
   // Adds what the layer's workers hold to `source`, rounded once into `out`, which is `source` or
-  // apart, and forgets it at commit(). False, and nothing is written, where nothing is held. Not in
-  // steps in which memory() is called for the layer.
+  // apart, and forgets it at commit(); what lies beyond the largest number of the type stays.
+  // False, and nothing is written, where nothing is held. Not in steps in which memory() is called
+  // for the layer.
   bool release(std::size_t layer, TensorView source, TensorView out);
   // The layer's codec keeps no residual: what it holds is to be released.
   bool forgets(std::size_t layer) const { return !info_[layer].remembers; }
@@ -70,6 +71,7 @@ class MemoryTable final : public MemoryStore {
     std::int64_t end = 0;
     auto operator<=>(const Slot&) const = default;
   };
+  using Memories = std::map<Slot, std::unique_ptr<Memory>>;
   enum class Part : std::uint8_t { kResidual, kVelocity, kState };
   struct LayerInfo {
     std::int64_t elements = 0;
@@ -79,7 +81,10 @@ class MemoryTable final : public MemoryStore {
   };
 
   static LayerInfo describe(const Layer& layer, const Codec& codec);
+  // Of a layer's memories, which follow one another.
+  Memories::iterator first_of(std::size_t layer);
   void forget(std::size_t layer);
+  void put_residual(std::size_t layer, std::span<const float> residual);
   MemoryNeeds needs(const Slot& slot) const;
   std::int64_t elements(const Slot& slot, Part part) const;
   std::string key_text(const Slot& slot, Part part) const;
@@ -90,9 +95,10 @@ class MemoryTable final : public MemoryStore {
   const std::vector<Layer>& layers_;
   std::unordered_map<std::string_view, std::size_t> index_;
   std::vector<LayerInfo> info_;
-  std::map<Slot, std::unique_ptr<Memory>> memories_;
+  Memories memories_;
   std::set<Slot> restored_;  // those of memories_ that memory() has not given out yet
-  std::set<std::size_t> released_;  // layers, in this step
+  // By layer, in this step: what stays, nothing in most.
+  std::map<std::size_t, std::vector<float>> released_;
 };
 
 }  // namespace thinwire

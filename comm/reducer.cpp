@@ -148,6 +148,9 @@ class GradientReducer::Impl {
   void set_policy(Policy policy) {
     const std::lock_guard lock(mutex_);
     quiesce("set_policy()");
+    if (thread_) {
+      thread_->check();
+    }
     Plan plan = Plan::make(policy, layers_);
     if (method_) {
       method_->check_plan(plan);
@@ -218,8 +221,8 @@ class GradientReducer::Impl {
     quiesce("set_loss_scale()");
     if (scale != loss_scale_) {
       memories_->scale(static_cast<float>(scale / loss_scale_));
-      keep_loss_scale(scale);
     }
+    keep_loss_scale(scale);
   }
 
   ReducerStats stats() const {
@@ -282,7 +285,9 @@ class GradientReducer::Impl {
     check_state(state.policy == policy_.text(), "policy", "'" + policy_.text() + "'",
                 "'" + state.policy + "'");
     memories_->restore(state.entries);
-    keep_loss_scale(state.loss_scale);
+    if (state.loss_scale != loss_scale_) {
+      keep_loss_scale(state.loss_scale);
+    }
     if (thread_) {
       thread_->set_step(state.step);
     } else {

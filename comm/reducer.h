@@ -118,12 +118,16 @@ class GradientReducer {
   // method's options. MismatchError from the first reduction when ranks differ in its fields.
   void follow(std::shared_ptr<GradientMethod> method);
   // Goes on by another policy from the next step on: other densities each epoch, say. Between steps
-  // only; every rank calls it at the same place with the same policy, or gets MismatchError from
-  // the next reduction. Nothing pending is lost: a layer with another codec takes its residual
-  // along, what owners hold included, to one rounding of its new memory; a layer without one adds
-  // it to the gradient of the next step that is not skipped.
-  // PolicyError, with nothing changed, as at construction, and where the method that is followed
-  // cannot go on so.
+  // only, and not beside stats(), summary() or plan(), whose codecs end here. Every rank calls it
+  // at the same place: another policy is a MismatchError of the next reduction, but a rank that
+  // leaves the call out, or for which it throws, must end. start= and warmup= count from the first
+  // step of all, not from here.
+  //
+  // Nothing pending is lost: a layer with another codec takes its residual along, what owners hold
+  // included, to the rounding of its new memory; one that goes dense adds it to its gradient in the
+  // next step that is not skipped, rounded to the gradient's type. PolicyError, with nothing
+  // changed, as at construction, and where the method that is followed cannot go on so; the error
+  // of an earlier step after that.
   void set_policy(Policy policy);
   // Multiplies this rank's memories, factors[i] those of layer i: what is reduced comes in another
   // unit from now on. Between steps only.

@@ -55,7 +55,6 @@ std::vector<const ReducerState*> in_order(std::span<const ReducerState> states) 
   return ordered;
 }
 
-
 // Sums over ranks, by layer, over its elements from the first.
 using Sums = std::map<std::string, std::vector<double>>;
 
@@ -79,10 +78,10 @@ void add(const StateEntry& entry, const ParsedStateKey& key, double weight, Sums
 void emit(const Sums& sums, std::string_view role, std::vector<StateEntry>& entries) {
   for (const auto& [layer, sum] : sums) {
     StateEntry& entry = entries.emplace_back();
-    entry.key = StateKey{.role = std::string(role),
-                         .layer = layer,
-                         .end = static_cast<std::int64_t>(sum.size())}
-                    .text();
+    entry.key =
+        StateKey{
+            .role = std::string(role), .layer = layer, .end = static_cast<std::int64_t>(sum.size())}
+            .text();
     entry.values.reserve(sum.size());
     for (const double value : sum) {
       entry.values.push_back(static_cast<float>(value));

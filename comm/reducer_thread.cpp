@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "comm/collectives/common.h"
+#include "comm/gather.h"
 #include "comm/handshake.h"
 #include "comm/peer_lost.h"
 #include "comm/wire_bytes.h"
@@ -101,16 +101,30 @@ ReducerThread::~ReducerThread() {
 void ReducerThread::submit(ReductionJob job) {
   {
     const std::lock_guard lock(mutex_);
-    if (failure_) {
-      std::rethrow_exception(failure_);
-    }
-    if (aborted_.load()) {
-      throw TransportError("the reducer was aborted\nhint: make a new reducer over a new group");
-    }
+    refuse_if_over();
     queue_.push_back(std::move(job));
     idle_ = false;
   }
   queue_changed_.notify_one();
+}
+
+void ReducerThread::refuse_if_over() const {
+  if (failure_) {
+    std::rethrow_exception(failure_);
+  }
+  if (aborted_.load()) {
+    throw TransportError("the reducer was aborted\nhint: make a new reducer over a new group");
+  }
+}
+
+void ReducerThread::check() const {
+  const std::lock_guard lock(mutex_);
+  refuse_if_over();
+}
+
+void ReducerThread::set_loss_scale(double scale) {
+  const std::lock_guard lock(mutex_);
+  loss_scale_ = static_cast<float>(scale);
 }
 
 void ReducerThread::wait_idle() const {
@@ -122,7 +136,7 @@ void ReducerThread::set_step(std::uint64_t step) {
   const std::lock_guard lock(mutex_);
   step_ = step;
   counters_.step = step;
-  compare_ = method_ != nullptr;
+  compare_ = compare_ || method_ != nullptr;
 }
 
 void ReducerThread::follow(GradientMethod& method) {
@@ -253,6 +267,7 @@ BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
                               .key_hashes = key_hashes_,
                               .memories = memories_,
                               .mode = mode_,
+                              .means = options_.op == ReduceOp::kMean,
                               .ride_along_bytes = options_.ride_along_bytes};
   BucketLayout layout = make_bucket_layout(context, std::get<0>(key), step_);
   return layouts_.emplace(std::move(key), std::move(layout)).first->second;
@@ -261,12 +276,15 @@ BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
 void ReducerThread::begin_step() {
   GradientMethod* method = nullptr;
   bool compare = false;
+  bool told = false;
   std::string policy;
   {
     const std::lock_guard lock(mutex_);
     method = method_;
     compare = std::exchange(compare_, false);
     policy = policy_;
+    step_loss_scale_ = loss_scale_.value_or(1.0F);
+    told = loss_scale_.has_value();
   }
   if (compare) {
     std::vector<HandshakeField> fields;
@@ -275,7 +293,7 @@ void ReducerThread::begin_step() {
     shake_hands(*comm_, fields, Clock::now() + options_.deadline);
   }
   mode_ = method == nullptr ? StepMode::kPolicy : method->begin_step();
-  shares_flags_ = mode_ == StepMode::kLocal && loss_scale_ != 1.0F;
+  shares_flags_ = mode_ == StepMode::kLocal && told;
 }
 
 // Where a layer is read and written, after the step's method has seen it.
@@ -283,14 +301,16 @@ Gradient ReducerThread::prepare(BucketLayer& entry) {
   Gradient gradient{.source = entry.source.data == nullptr ? entry.grad : entry.source,
                     .mean = entry.grad,
                     .owner = std::move(entry.owner),
-                    .loss_scale = loss_scale_};
+                    .loss_scale = step_loss_scale_};
   const TensorView out = gradient.owner ? gradient.source : gradient.mean;
   if (method_ != nullptr) {
     if (method_->prepare(entry.layer, gradient.source, out)) {
       gradient.source = out;
     }
   }
-  if (memories_.forgets(entry.layer) && memories_.release(entry.layer, gradient.source, out)) {
+  const bool dense =
+      memories_.forgets(entry.layer) || step_ < plan_.choices[entry.layer].codec.options.start_step;
+  if (mode_ == StepMode::kPolicy && dense && memories_.release(entry.layer, gradient.source, out)) {
     gradient.source = out;
   }
   return gradient;
@@ -318,6 +338,9 @@ void ReducerThread::begin(ReductionJob job) {
     }
     if (shares_flags_ && !all_finite(entry.grad, nullptr)) {
       flagged_[entry.layer] = 1;
+      const PlacedValue first = *thinwire::first_nonfinite(entry.grad, nullptr);
+      found_.emplace(entry.layer,
+                     NonFiniteFound{.index = first.index, .value = first.value, .own = true});
     }
   }
   for (BucketGroup& group : bucket.layout->groups) {
@@ -435,10 +458,10 @@ void ReducerThread::leave_open_step() {
 }
 
 void ReducerThread::share_flags() {
-  std::vector<std::uint8_t> all(flagged_.size() * static_cast<std::size_t>(comm_->size()));
+  wait_began_ = Clock::now();
   arm();
-  comm_->allgather(std::as_bytes(std::span(flagged_)), std::as_writable_bytes(std::span(all)))
-      ->wait(Clock::now() + options_.deadline);
+  const std::vector<std::uint8_t> all = gather<std::uint8_t>(
+      *comm_, std::span<const std::uint8_t>(flagged_), wait_began_ + options_.deadline);
   for (std::size_t i = 0; i < all.size(); ++i) {
     flagged_[i % flagged_.size()] |= all[i];
   }
@@ -506,10 +529,10 @@ std::string ReducerThread::first_nonfinite() {
       mine = {layer, found.index, found.value, known};
     }
   }
-  std::vector<Record> all(static_cast<std::size_t>(comm_->size()));
+  wait_began_ = Clock::now();
   arm();
-  comm_->allgather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)))
-      ->wait(Clock::now() + options_.deadline);
+  const std::vector<Record> all =
+      gather<Record>(*comm_, std::span<const Record>(&mine, 1), wait_began_ + options_.deadline);
   std::size_t first = 0;
   for (std::size_t rank = 1; rank < all.size(); ++rank) {
     const Record& a = all[rank];

@@ -90,11 +90,13 @@ class ReducerThread {
   void set_step(std::uint64_t step);
   // Between steps, when idle; the method outlives the thread.
   void follow(GradientMethod& method);
-  // Between steps, when idle.
-  void set_loss_scale(double scale) { loss_scale_ = static_cast<float>(scale); }
+  // Between steps, when idle. Once it was called, local steps share where NaN and Inf are.
+  void set_loss_scale(double scale);
   // Between steps, when idle: the plan has changed; its policy is compared before the next step.
   void plan_changed(const std::string& policy);
 
+  // Throws the failure of an earlier step, if there was one.
+  void check() const;
   ReducerCounters counters() const;
   // A step failed for good; submit() throws.
   bool failed() const;
@@ -127,6 +129,7 @@ class ReducerThread {
   void leave_open_step();
   void end_step(bool abandoned);
   void share_flags();
+  void refuse_if_over() const;  // with the lock held
   void zero_gradients();
   void complete(ActiveBucket& bucket, const std::exception_ptr& error);
   void drop_stale_layouts();
@@ -153,12 +156,12 @@ class ReducerThread {
   const ReducerOptions& options_;
   std::vector<std::uint64_t> key_hashes_;
   bool holds_results_ = false;  // some layer's policy may change every result at the step's end
-  std::atomic<float> loss_scale_{1};
   std::uint64_t sent_before_ = 0;
 
   // The step on its way.
   std::atomic<std::uint64_t> step_{0};  // the watchdog reads it, too
   StepMode mode_ = StepMode::kPolicy;
+  float step_loss_scale_ = 1;
   bool shares_flags_ = false;  // in a local step
   std::deque<ActiveBucket> active_;
   std::vector<std::uint8_t> flagged_;  // one a layer: NaN or Inf on some rank
@@ -180,7 +183,8 @@ class ReducerThread {
   std::exception_ptr failure_;
   ReducerCounters counters_;
   GradientMethod* method_ = nullptr;
-  std::string policy_;    // after a change
+  std::string policy_;               // after a change
+  std::optional<float> loss_scale_;  // where one was told
   bool compare_ = false;  // policy and method with the other ranks', before the next step
 
   std::atomic<bool> aborted_{false};

@@ -60,8 +60,8 @@ std::size_t kept_bytes(const Layer& layer, const Codec& codec) {
 }  // namespace
 
 std::size_t message_bytes(const Layer& layer, const Codec& codec) {
-  const auto dense = static_cast<std::size_t>(layer.elements()) *
-                     (layer.dtype == DType::kF64 ? sizeof(double) : sizeof(float));
+  // Few 16-bit elements of a bucket may travel as fp32.
+  const auto dense = static_cast<std::size_t>(layer.elements()) * size_bytes(layer.dtype);
   if (codec.payload) {
     return codec.payload->slot_bytes(layer.elements());
   }

@@ -116,8 +116,8 @@ void DgcSgd::adapt(OptimizerState& state) const {
     StateKey local_velocity = residual;
     local_velocity.role = "worker.velocity";
     const SgdOptions& options = first_[group(i)];
-    // The codec's velocity of Nesterov's is M times SGD's.
-    const double unit = options.nesterov ? options.momentum : 1;
+    // The codec's velocity of Nesterov's is M times SGD's, and comes with the loss scale.
+    const double unit = (options.nesterov ? options.momentum : 1) * state.reducer.loss_scale;
     const auto add = [](std::vector<float>& to, const std::vector<float>& from, double factor) {
       to.resize(std::max(to.size(), from.size()));
       for (std::size_t j = 0; j < from.size(); ++j) {

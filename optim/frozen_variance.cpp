@@ -30,8 +30,9 @@ void FrozenVariance::set_options(std::vector<AdamOptions> groups) {
 
 void FrozenVariance::check_plan(const Plan& plan) const {
   refuse_start(plan, kStartHint);
-  refuse_other_members(plan, [](const Codec& codec) { return !codec.is_none(); },
-                       "which layers exchange momentum is settled with the first step");
+  refuse_other_members(
+      plan, [](const Codec& codec) { return !codec.is_none(); },
+      "which layers exchange momentum is settled with the first step");
 }
 
 AdamOptions FrozenVariance::options_of(std::size_t i) const {

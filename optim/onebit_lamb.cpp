@@ -108,11 +108,10 @@ void OneBitLamb::froze() {
 }
 
 std::string OneBitLamb::settings_text() const {
-  return FrozenVariance::settings_text() + ", coefficient " +
-         number_text(lamb_.coefficient_min) + " to " + number_text(lamb_.coefficient_max) +
-         " with beta " + number_text(lamb_.coefficient_beta) + ", factor " +
-         number_text(lamb_.factor_min) + " to " + number_text(lamb_.factor_max) + " by " +
-         number_text(lamb_.factor_threshold);
+  return FrozenVariance::settings_text() + ", coefficient " + number_text(lamb_.coefficient_min) +
+         " to " + number_text(lamb_.coefficient_max) + " with beta " +
+         number_text(lamb_.coefficient_beta) + ", factor " + number_text(lamb_.factor_min) +
+         " to " + number_text(lamb_.factor_max) + " by " + number_text(lamb_.factor_threshold);
 }
 
 double OneBitLamb::momentum_factor(const OptimizerState& state, std::size_t i) const {

@@ -32,8 +32,6 @@ void follow_weights(const T* weights, std::span<float> master) {
   }
 }
 
-bool is_rounded(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
-
 }  // namespace
 
 std::vector<Member> all_layers(const GradientReducer& reducer) {
@@ -62,13 +60,13 @@ Optimizer::Optimizer(GradientReducer& reducer, std::string name, std::vector<Mem
     if (member_of_[index] != members_.size()) {
       refuse("parameter '" + layer.name + "' is there twice", "list each parameter once");
     }
-    if (layer.dtype != DType::kF32 && !is_rounded(layer.dtype)) {
+    if (layer.dtype != DType::kF32 && !is_16_bit(layer.dtype)) {
       refuse("parameter '" + layer.name + "': expected fp32, bf16 or fp16, got " +
                  std::string(thinwire::name(layer.dtype)),
              "keep the parameter in fp32");
     }
     member_of_[index] = i;
-    if (is_rounded(layer.dtype) && master_ == nullptr) {
+    if (is_16_bit(layer.dtype) && master_ == nullptr) {
       master_ = &add_slot("master", SlotKind::kOptionalLocal);
     }
   }
@@ -171,7 +169,7 @@ bool Optimizer::step(std::span<const Parameter> parameters) {
     if (parameter.grad.data == nullptr || elements(i) == 0) {
       continue;
     }
-    if (is_rounded(parameter.weights.dtype)) {
+    if (is_16_bit(parameter.weights.dtype)) {
       update_rounded(i, parameter);
     } else {
       update(i,
@@ -376,9 +374,10 @@ void Optimizer::settle_residual(OptimizerState& state, std::size_t i, double fac
   };
   std::vector<float>* m = find("exp_avg");
   const std::vector<float>* v = find("exp_avg_sq");
+  const double unscaled = factor / state.reducer.loss_scale;
   for (std::size_t j = 0; m != nullptr && v != nullptr && j < residual.size(); ++j) {
     if ((*v)[j] != 0) {
-      (*m)[j] += static_cast<float>(factor * static_cast<double>(residual[j]));
+      (*m)[j] += static_cast<float>(unscaled * static_cast<double>(residual[j]));
     }
   }
 }

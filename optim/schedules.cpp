@@ -49,7 +49,7 @@ FreezeRule::FreezeRule(const FreezeOptions& options) : options_(options), delta_
   require(options.ratio > 0 && options.ratio <= 1, "ratio", options.ratio, "a number in (0, 1]");
   require(options.min_steps >= 0, "min_steps", options.min_steps, "0 or more");
   require(options.at_step >= 0, "freeze step", options.at_step, "1 or more, or 0 for the rule");
-  require(options.floor >= 0, "variance floor", options.floor, "0 or more");
+  require(is_norm(options.floor), "variance floor", options.floor, "a finite number, 0 or more");
   delta_ = std::llround(1 / (1 - options.beta2));
 }
 
@@ -98,7 +98,7 @@ ZeroOneSchedule::ZeroOneSchedule(const ZeroOneOptions& options) : options_(optio
           "1 or more");
   require(options.local_step_clipper >= 1, "local_step_clipper", options.local_step_clipper,
           "1 or more");
-  require(options.floor >= 0, "variance floor", options.floor, "0 or more");
+  require(is_norm(options.floor), "variance floor", options.floor, "a finite number, 0 or more");
 }
 
 ZeroOneStep ZeroOneSchedule::at(std::int64_t step) const {

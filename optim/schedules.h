@@ -8,12 +8,17 @@
 
 namespace thinwire::optim {
 
+// Times the floors of variance_floor.h: the error of one bit moves a weight by three learning rates
+// at most. In tests/convergence, with 1 the char GPT ends 0.4 higher in perplexity under 0/1 Adam,
+// with 0 the CNN diverges under it and 1-bit Adam.
+inline constexpr double kVarianceFloor = 0.1;
+
 struct FreezeOptions {
   double beta2 = 0.999;        // in [0, 1)
   double ratio = 0.96;         // in (0, 1]
   std::int64_t min_steps = 0;  // >= 0: never before so many; the paper: the learning rate's warm-up
   std::int64_t at_step = 0;    // >= 1: after so many, whatever the norms; 0: by the norms
-  double floor = 0.1;          // >= 0: times what variance_floor.h gives
+  double floor = kVarianceFloor;  // >= 0; 0: none
 };
 
 // All of a FreezeRule that changes: to save and restore.
@@ -68,7 +73,7 @@ struct ZeroOneOptions {
   std::int64_t var_freeze_step = 100'000;   // >= 1
   std::int64_t local_step_scaler = 32'678;  // >= 1
   std::int64_t local_step_clipper = 16;     // >= 1
-  double floor = 0.1;                       // >= 0: times what variance_floor.h gives
+  double floor = kVarianceFloor;            // >= 0; 0: none
 };
 
 // Steps are those applied, from 0. Before var_freeze_step variance is updated at steps whose gap is

@@ -1,8 +1,9 @@
-// What a variance is at least where momenta or gradients travel in one bit. Every element of a tensor
-// is then off by about s, the root mean square of what travels; where sqrt(v) is less than what that
-// does to the momentum, the error alone moves the weight by more than the learning rate. The papers
-// have no floor, and diverge where variances of a tensor differ by orders (a ReLU network in which
-// some units rest). Pure functions; sums in the fixed order of l1_norm and square_sum.
+// What a variance is at least where momenta or gradients travel in one bit. Every element of a
+// tensor is then off by about s, the root mean square of what travels; where sqrt(v) is less than
+// what that does to the momentum, the error alone moves the weight by more than the learning rate.
+// The papers have no floor, and diverge where variances of a tensor differ by orders (a ReLU
+// network in which some units rest). Pure functions; sums in the fixed order of l1_norm and
+// square_sum.
 #pragma once
 
 #include <span>

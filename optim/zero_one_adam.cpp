@@ -34,8 +34,9 @@ ZeroOneAdam::ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,
 
 void ZeroOneAdam::check_plan(const Plan& plan) const {
   refuse_start(plan, kStartHint);
-  refuse_other_members(plan, [](const Codec& codec) { return !codec.is_none(); },
-                       "which layers are compressed is settled with the first step");
+  refuse_other_members(
+      plan, [](const Codec& codec) { return !codec.is_none(); },
+      "which layers are compressed is settled with the first step");
 }
 
 std::shared_ptr<ZeroOneAdam> ZeroOneAdam::make(GradientReducer& reducer,

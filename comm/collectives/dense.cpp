@@ -7,6 +7,7 @@
 #include "comm/collectives/common.h"
 #include "comm/collectives/kernels.h"
 #include "comm/exchange.h"
+#include "compressors/core/codec_support.h"
 
 namespace thinwire {
 

@@ -158,25 +158,4 @@ bool sum_scaled(const std::byte* first, std::size_t stride_bytes, int count, flo
   return nonfinite;
 }
 
-void fill_nan(TensorView data) {
-  const auto n = static_cast<std::size_t>(data.elements);
-  switch (data.dtype) {
-    case DType::kF32:
-      std::fill_n(static_cast<std::uint32_t*>(data.data), n, 0x7FC00000U);
-      return;
-    case DType::kBF16:
-      std::fill_n(static_cast<std::uint16_t*>(data.data), n, std::uint16_t{0x7FC0});
-      return;
-    case DType::kF16:
-      std::fill_n(static_cast<std::uint16_t*>(data.data), n, std::uint16_t{0x7E00});
-      return;
-    case DType::kF64:
-      std::fill_n(static_cast<std::uint64_t*>(data.data), n, 0x7FF8000000000000U);
-      return;
-    case DType::kOther:
-      break;
-  }
-  refuse(data.dtype);
-}
-
 }  // namespace thinwire::collectives

@@ -30,7 +30,4 @@ bool overflowed(TensorView stored);
 bool sum_scaled(const std::byte* first, std::size_t stride_bytes, int count, float factor,
                 std::span<float> out);
 
-// The same quiet NaN everywhere, any floating dtype.
-void fill_nan(TensorView data);
-
 }  // namespace thinwire::collectives

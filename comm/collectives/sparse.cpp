@@ -12,6 +12,7 @@
 #include "comm/collectives/common.h"
 #include "comm/collectives/kernels.h"
 #include "comm/exchange.h"
+#include "compressors/core/codec_support.h"
 #include "compressors/core/error.h"
 #include "compressors/core/payload.h"
 

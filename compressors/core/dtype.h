@@ -31,6 +31,8 @@ constexpr std::size_t size_bytes(DType dtype) {
   return 0;
 }
 
+constexpr bool is_16_bit(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
+
 constexpr std::string_view name(DType dtype) {
   switch (dtype) {
     case DType::kF32:

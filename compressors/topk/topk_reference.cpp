@@ -208,8 +208,7 @@ std::vector<float> correct(const TopKMomentum& momentum, const TopKReferenceInpu
   if (momentum.clip > 0) {
     const bool last = momentum.clip_norm == TopKClipNorm::kLast && input.last_norm > 0;
     const double scaled = double{input.loss_scale};
-    const double norm =
-        last ? input.last_norm * scaled : std::sqrt(sum_of_squares(input.grad, 0));
+    const double norm = last ? input.last_norm * scaled : std::sqrt(sum_of_squares(input.grad, 0));
     const double most = momentum.clip * scaled / std::sqrt(static_cast<double>(input.world_size));
     if (norm > most) scale = static_cast<float>(most / norm);
   }

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "comm/reducer.h"
+#include "compressors/core/convert.h"
 #include "compressors/core/error.h"
 #include "tests/comm/reducer_fixture.h"
 
@@ -170,8 +171,10 @@ TEST(ReducerPolicy, WhatIsPendingGoesIntoTheNextDenseStep) {
 
 // Gradients that are only read, and such as the reducer may keep.
 TEST(ReducerPolicy, PendingUpdatesReachGradientsThatLieApart) {
-  std::uint64_t hashes[2];
-  for (const bool apart : {false, true}) {
+  enum : std::uint8_t { kInPlace, kApart, kGiven };
+  std::uint64_t hashes[3];
+  for (const auto kind : {kInPlace, kApart, kGiven}) {
+    const bool apart = kind != kInPlace;
     run_reducers(kSize, "topk:0.05", [&](int rank, GradientReducer& reducer, Gradients& grads) {
       train(rank, reducer, grads, 0, 3);
       reducer.set_policy(Policy::parse("none"));
@@ -181,16 +184,52 @@ TEST(ReducerPolicy, PendingUpdatesReachGradientsThatLieApart) {
       Bucket bucket = grads.bucket({6, 5, 4, 3, 2, 1, 0}, true);
       for (BucketLayer& entry : bucket.layers) {
         if (apart) entry.source = sources.view(entry.layer);
+        if (kind == kGiven) entry.owner = std::make_shared<int>();
       }
       if (apart) {
         for (std::size_t layer = 0; layer < 7; ++layer) grads.zero(layer);
       }
       reducer.reduce(std::move(bucket))->wait();
-      EXPECT_EQ(sources.hash(), sources_hash);
-      if (rank == 0) hashes[apart ? 1 : 0] = grads.hash();
+      EXPECT_EQ(sources.hash() == sources_hash, kind != kGiven);
+      if (rank == 0) hashes[kind] = grads.hash();
     });
   }
-  EXPECT_EQ(hashes[0], hashes[1]);
+  EXPECT_EQ(hashes[kApart], hashes[kInPlace]);
+  EXPECT_EQ(hashes[kGiven], hashes[kInPlace]);
+}
+
+// A layer whose codec starts later is dense until then.
+TEST(ReducerPolicy, WhatIsPendingDoesNotWaitForACodecThatStartsLater) {
+  Gathering gathering;
+  run_reducers(kSize, "topk:0.05", [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+    train(rank, reducer, gradients, 0, 3);
+    reducer.set_policy(Policy::parse("topk:0.05,start=6"));
+    ASSERT_FALSE(is_empty(pending(gathering.all(rank, reducer))));
+    train(rank, reducer, gradients, 3, 1);
+    EXPECT_TRUE(is_empty(pending(gathering.all(rank, reducer))));
+    train(rank, reducer, gradients, 4, 4);
+    EXPECT_FALSE(is_empty(pending(gathering.all(rank, reducer))));
+  });
+}
+
+// What fp16 cannot hold in one step goes with the next ones.
+TEST(ReducerPolicy, WhatIsPendingBeyondFp16TakesSeveralSteps) {
+  const std::vector<Layer> layers = {{"weight", {32, 64}, DType::kF16}};
+  run_ranks(2, [&](int, std::unique_ptr<Communicator> comm) {
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:k=1"));
+    std::vector<FP16> values(2048);
+    const auto step = [&](float value) {
+      std::fill(values.begin(), values.end(), from_float<FP16>(value));
+      reducer.reduce({.layers = {{0, {values.data(), 2048, DType::kF16}}}, .last = true})->wait();
+      EXPECT_FALSE(reducer.last_step_skipped());
+      return to_float(values[2000]);
+    };
+    for (int i = 0; i < 2; ++i) step(30'000);  // pending: 60,000
+    reducer.set_policy(Policy::parse("none,nonfinite=skip-step"));
+    EXPECT_EQ(step(30'000), 65'504);
+    EXPECT_EQ(step(0), 90'000 - 65'504);
+    EXPECT_EQ(step(0), 0);
+  });
 }
 
 TEST(ReducerPolicy, OneRankAddsWhatIsPendingOnce) {
@@ -234,6 +273,29 @@ TEST(ReducerPolicy, OtherPoliciesOnOtherRanksAreAMismatch) {
     EXPECT_THAT(message(error), AllOf(HasSubstr("policy"), HasSubstr("topk:0.01"),
                                       HasSubstr("topk:0.02"), HasSubstr("rank 2")));
   }
+}
+
+// Also where a state is restored before the next step.
+TEST(ReducerPolicy, ARestoredStateDoesNotHideAMismatch) {
+  LoopbackGroup group(kSize);
+  const auto errors = run_group(group, kSize, [](int rank, std::unique_ptr<Communicator> comm) {
+    const std::vector<Layer> layers = small_model();
+    GradientReducer reducer(std::move(comm), layers, Policy::parse("topk:0.05"));
+    Gradients gradients(layers);
+    reducer.set_policy(Policy::parse(rank == 2 ? "topk:0.01" : "topk:0.02"));
+    reducer.restore(reducer.state());
+    train(rank, reducer, gradients, 1, 1);
+  });
+  for (const std::exception_ptr& error : errors) {
+    EXPECT_THROW(std::rethrow_exception(error), MismatchError);
+  }
+}
+
+TEST(ReducerPolicy, AnEndedReducerSaysWhy) {
+  run_reducers(kSize, "topk:0.05", [](int, GradientReducer& reducer, Gradients&) {
+    reducer.abort();
+    EXPECT_THROW(reducer.set_policy(Policy::parse("q4")), TransportError);
+  });
 }
 
 TEST(ReducerPolicy, RefusalsChangeNothing) {

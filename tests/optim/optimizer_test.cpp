@@ -127,20 +127,13 @@ TEST(Optimizers, TakeLossScalesAsIfThereWereNone) {
     std::vector<std::vector<std::uint64_t>> hashes(2, std::vector<std::uint64_t>(2));
     for (const std::size_t scaled : {0U, 1U}) {
       run_trainers(2, setting.policy, setting.method.make, [&](Trainer& trainer) {
-        const auto multiply = [&](float factor) {
-          for (std::size_t layer = 0; layer < trainer.layers.size(); ++layer) {
-            for (std::int64_t i = 0; i < trainer.layers[layer].elements(); ++i) {
-              trainer.gradients.set(layer, i, factor * trainer.gradients.get(layer, i));
-            }
-          }
-        };
         for (std::uint64_t step = 0; step < kSteps; ++step) {
           const float scale = scaled == 0 ? 1.0F : step < 5 ? 1024.0F : step < 9 ? 256.0F : 4096.0F;
           trainer.reducer.set_loss_scale(static_cast<double>(scale));
           trainer.fill(step);
-          multiply(scale);
+          trainer.multiply(scale);
           trainer.reduce();
-          multiply(1 / scale);
+          trainer.multiply(1 / scale);
           ASSERT_TRUE(trainer.apply());
         }
         hashes[scaled][static_cast<std::size_t>(trainer.rank())] = trainer.weights.hash();

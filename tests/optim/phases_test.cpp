@@ -234,6 +234,33 @@ TEST(VarianceFloor, RaisesFrozenVariancesAloneAndNoZeros) {
   }
 }
 
+TEST(VarianceFloor, OfZeroOneAdamIsThatOfMomentaOnceTheyTravel) {
+  const AdamOptions adam{.lr = 0.01, .beta2 = 0.99};
+  ZeroOneOptions schedule = testing::kShortIntervals;
+  schedule.floor = 0.5;
+  run_trainers(
+      kRanks, "onebit",
+      [&](auto& r) { return ZeroOneAdam::make(r, all_layers(r), {adam}, schedule); },
+      [&](Trainer& trainer) {
+        for (std::int64_t step = 0; step < schedule.var_freeze_step; ++step) {
+          ASSERT_TRUE(trainer.train(static_cast<std::uint64_t>(step)));
+        }
+        for (const std::size_t layer : {0, 2}) {  // slots: master, exp_avg, exp_avg_sq
+          double squares = 0;
+          const std::vector<float>& m = trainer.optimizer->slots()[1].values[layer];
+          for (const float x : m) squares += double{x} * double{x};
+          const double least = 0.5 * squares / static_cast<double>(m.size());
+          int at_floor = 0;
+          for (const float v : trainer.optimizer->slots()[2].values[layer]) {
+            if (v == 0) continue;
+            EXPECT_GE(v, least * (1 - 0x1p-22));
+            at_floor += v < least * (1 + 0x1p-22) ? 1 : 0;
+          }
+          EXPECT_GT(at_floor, 0);
+        }
+      });
+}
+
 TEST(Freezing, ElementsWithoutVarianceNeverMoveAgain) {
   for (const std::size_t which : {3U, 5U}) {
     const Method method = all_methods()[which];
@@ -337,9 +364,9 @@ TEST(ZeroOneAdam, LeavesABadLayerOutOfALocalStep) {
 }
 
 // Under a loss scale, which ranks lower where they see Inf, all see it.
-TEST(ZeroOneAdam, LeavesABadLocalStepOutOnAllRanksUnderALossScale) {
+void leave_out_bad_local_steps(double scale) {
   run_trainers(kRanks, "onebit", all_methods()[4].make, [&](Trainer& trainer) {
-    trainer.reducer.set_loss_scale(2);
+    trainer.reducer.set_loss_scale(scale);
     auto& adam = trainer.as<ZeroOneAdam>();
     int met = 0;
     for (std::uint64_t step = 0; step < 18; ++step) {
@@ -361,6 +388,11 @@ TEST(ZeroOneAdam, LeavesABadLocalStepOutOnAllRanksUnderALossScale) {
     }
     EXPECT_GT(met, 2);
   });
+}
+
+TEST(ZeroOneAdam, LeavesABadLocalStepOutOnAllRanksUnderALossScale) {
+  leave_out_bad_local_steps(2);
+  leave_out_bad_local_steps(1);  // as far as a GradScaler may lower it
 }
 
 // --- one rank

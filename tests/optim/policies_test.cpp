@@ -97,9 +97,8 @@ TEST(PolicyChanges, AreRefusedWhereMomentumWouldBeLost) {
         Refusal{"OneBitAdam", "onebit", "q4,start=9"}}) {
     SCOPED_TRACE(std::string(refusal.method) + ": " + refusal.from + " to " + refusal.to);
     const std::vector<Method> methods = all_methods();
-    const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& one) {
-      return one.name == refusal.method;
-    });
+    const auto method = std::find_if(methods.begin(), methods.end(),
+                                     [&](const Method& one) { return one.name == refusal.method; });
     run_trainers(2, refusal.from, method->make, [&](Trainer& trainer) {
       for (std::uint64_t step = 0; step < 5; ++step) ASSERT_TRUE(trainer.train(step));
       const OptimizerState before = trainer.optimizer->state();
@@ -140,14 +139,15 @@ TEST(Groups, HaveOptionsOfTheirOwn) {
     std::function<std::shared_ptr<Optimizer>(GradientReducer&, int group)> make;  // 2: both
   };
   const Grouped all[] = {
-      {"SGD", "q4",
-       [&](auto& r, int g) { return Sgd::make(r, members(r, g == 2), of(sgd, g)); }},
+      {"SGD", "q4", [&](auto& r, int g) { return Sgd::make(r, members(r, g == 2), of(sgd, g)); }},
       {"Adam", "q4",
        [&](auto& r, int g) { return Adam::make(r, members(r, g == 2), of(adam, g)); }},
       {"DGCSGD", "topk:0.05",
        [&](auto& r, int g) { return DgcSgd::make(r, members(r, g == 2), of(sgd, g)); }},
       {"OneBitAdam", "onebit",
-       [&](auto& r, int g) { return OneBitAdam::make(r, members(r, g == 2), of(adam, g), freeze); }},
+       [&](auto& r, int g) {
+         return OneBitAdam::make(r, members(r, g == 2), of(adam, g), freeze);
+       }},
       {"ZeroOneAdam", "onebit", [&](auto& r, int g) {
          return ZeroOneAdam::make(r, members(r, g == 2), of(adam, g), testing::kShortIntervals);
        }}};
@@ -176,21 +176,20 @@ TEST(Threads, GiveTheSameBitsWhateverTheirNumber) {
   for (const Method& method : all_methods()) {
     std::vector<std::uint64_t> hashes;
     for (const std::int64_t threads : {1, 2, 3}) {
-      run_trainers(2, method.needs_topk ? "topk:0.05" : "onebit", method.make,
-                   [&](Trainer& trainer) {
-                     trainer.optimizer->set_parallel_for([&](std::int64_t n, const Range& f) {
-                       std::vector<std::thread> running;
-                       for (std::int64_t t = 0; t < threads; ++t) {
-                         running.emplace_back(
-                             [&, t] { f(n * t / threads, n * (t + 1) / threads); });
-                       }
-                       for (std::thread& thread : running) thread.join();
-                     });
-                     for (std::uint64_t step = 0; step < kSteps; ++step) {
-                       ASSERT_TRUE(trainer.train(step));
-                     }
-                     if (trainer.rank() == 0) hashes.push_back(trainer.weights.hash());
-                   });
+      run_trainers(
+          2, method.needs_topk ? "topk:0.05" : "onebit", method.make, [&](Trainer& trainer) {
+            trainer.optimizer->set_parallel_for([&](std::int64_t n, const Range& f) {
+              std::vector<std::thread> running;
+              for (std::int64_t t = 0; t < threads; ++t) {
+                running.emplace_back([&, t] { f(n * t / threads, n * (t + 1) / threads); });
+              }
+              for (std::thread& thread : running) thread.join();
+            });
+            for (std::uint64_t step = 0; step < kSteps; ++step) {
+              ASSERT_TRUE(trainer.train(step));
+            }
+            if (trainer.rank() == 0) hashes.push_back(trainer.weights.hash());
+          });
     }
     EXPECT_EQ(hashes[0], hashes[1]) << method.name;
     EXPECT_EQ(hashes[0], hashes[2]) << method.name;

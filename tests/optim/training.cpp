@@ -65,6 +65,14 @@ void fill_weights(Gradients& weights) { weights.fill(0, 0, kWeightSeed); }
 
 void Trainer::fill(std::uint64_t step) { fill_gradients(layers, step, rank(), gradients); }
 
+void Trainer::multiply(float factor) {
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    for (std::int64_t i = 0; i < layers[layer].elements(); ++i) {
+      gradients.set(layer, i, factor * gradients.get(layer, i));
+    }
+  }
+}
+
 void Trainer::reduce() { reduce_step(reducer, gradients, kBuckets); }
 
 std::vector<optim::Parameter> Trainer::parameters() {

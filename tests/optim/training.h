@@ -45,6 +45,7 @@ class Trainer {
   bool train(std::uint64_t step);
   // The parts of train().
   void fill(std::uint64_t step);
+  void multiply(float factor);  // the gradients
   void reduce();
   bool apply();
 

@@ -112,6 +112,45 @@ TEST(OtherWorlds, GoOnWithMoreOrFewerRanks) {
 }
 
 // What is frozen has its bias folded in, and is not corrected again.
+// What is pending comes with its loss scale, moments do not.
+TEST(OtherWorlds, GoOnAlikeWhateverTheLossScale) {
+  for (const Method& method : all_methods()) {
+    for (const std::vector<int>& sizes : {std::vector{4, 1}, std::vector{1, 4}}) {
+      std::vector<std::uint64_t> hashes;
+      for (const float scale : {1.0F, 1024.0F}) {
+        std::vector<OptimizerState> states;
+        Gradients weights(kModel);
+        testing::fill_weights(weights);
+        for (const int size : sizes) {
+          std::vector<OptimizerState> saved(static_cast<std::size_t>(size));
+          Gradients trained(kModel);
+          run_trainers(
+              size, method.needs_topk ? "topk:0.05" : "onebit", method.make, [&](Trainer& trainer) {
+                copy_values(weights, trainer.weights);
+                if (!states.empty()) {
+                  trainer.optimizer->restore(reshard(states, trainer.rank(), size));
+                }
+                trainer.reducer.set_loss_scale(double{scale});
+                for (std::uint64_t step = 0; step < 9; ++step) {
+                  trainer.fill(step);
+                  trainer.multiply(scale);
+                  trainer.reduce();
+                  trainer.multiply(1 / scale);
+                  ASSERT_TRUE(trainer.apply());
+                }
+                saved[static_cast<std::size_t>(trainer.rank())] = trainer.optimizer->state();
+                if (trainer.rank() == 0) copy_values(trainer.weights, trained);
+              });
+          states = saved;
+          copy_values(trained, weights);
+        }
+        hashes.push_back(weights.hash());
+      }
+      EXPECT_EQ(hashes[0], hashes[1]) << method.name << ", first on " << sizes[0];
+    }
+  }
+}
+
 TEST(OtherWorlds, OneRankIsAdamWFromTheMomentsOfSeveral) {
   AdamOptions options{.lr = 0.01, .beta2 = 0.99, .weight_decay = 0.01, .decoupled = true};
   options.bias_correction = false;

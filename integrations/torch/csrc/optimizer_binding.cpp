@@ -247,9 +247,9 @@ void bind_optimizers(py::module_& m) {
   py::class_<OneBitLamb, Optimizer, std::shared_ptr<OneBitLamb>>(m, "OneBitLAMB")
       .def(py::init([](GradientReducer& reducer, const Members& members,
                        const std::vector<AdamTuple>& groups, std::int64_t freeze_step, double ratio,
-                       std::int64_t min_freeze_step, double variance_floor, double coefficient_min, double coefficient_max,
-                       double coefficient_beta, double factor_min, double factor_max,
-                       double factor_threshold) {
+                       std::int64_t min_freeze_step, double variance_floor, double coefficient_min,
+                       double coefficient_max, double coefficient_beta, double factor_min,
+                       double factor_max, double factor_threshold) {
              auto options = adam_groups(groups);
              const optim::FreezeOptions freeze{.beta2 = options.at(0).beta2,
                                                .ratio = ratio,
@@ -266,8 +266,9 @@ void bind_optimizers(py::module_& m) {
            }),
            keeps_reducer, py::arg("reducer"), py::arg("members"), py::arg("groups"),
            py::arg("freeze_step"), py::arg("freeze_ratio"), py::arg("min_freeze_step"),
-           py::arg("variance_floor"), py::arg("coefficient_min"), py::arg("coefficient_max"), py::arg("coefficient_beta"),
-           py::arg("factor_min"), py::arg("factor_max"), py::arg("factor_threshold"))
+           py::arg("variance_floor"), py::arg("coefficient_min"), py::arg("coefficient_max"),
+           py::arg("coefficient_beta"), py::arg("factor_min"), py::arg("factor_max"),
+           py::arg("factor_threshold"))
       .def("frozen_after", &OneBitLamb::frozen_after)
       .def("set_options", [](OneBitLamb& optimizer, const std::vector<AdamTuple>& groups) {
         optimizer.set_options(adam_groups(groups));
