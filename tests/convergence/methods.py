@@ -28,7 +28,7 @@ FREEZES = ("freeze_step", "var_freeze_step")
 FREEZE_SHARE = 0.2
 """Of 1-bit Adam and its kin: of the 15 to 25 % advised."""
 INTERVAL_SHARE = 0.28
-"""Of a run, until 0/1 Adam's intervals double: 32,678 of the 118,000 steps that BERT was trained."""
+"""Of a run, until 0/1 Adam's intervals double: 32,678 of the 118,000 steps of BERT's training."""
 VARIANCE_FLOOR = 0.1
 """The optimisers' default, here so that it is among a run's settings."""
 _POWERSGD_DENSE_STEPS = 2

@@ -129,6 +129,36 @@ def test_a_resumed_run_goes_on_where_its_state_was_saved(job: Any, runs_of: Any)
     assert run.layers[0].steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize("begins", ["q8", "q4"])
+def test_a_resumed_run_goes_on_by_the_policy_it_ended_with(
+    job: Any, runs_of: Any, begins: str
+) -> None:
+    """The second attempt begins with that policy, or changes to it before it loads the state."""
+    first = job().train(4, falling)
+    first.native.figures["layers"][0] |= {"codec": "q4", "ratio": 8.0}
+    first.log.plan("q4")
+    first.train(2, falling)
+    second = job(policy=begins)
+    second.native.figures["layers"][0] |= {"codec": "q4", "ratio": 8.0}
+    if begins != "q4":
+        second.log.plan("q4")
+    second.log.resume(6)
+    second.train(2, falling).end()
+    (run,) = runs_of()
+    assert (run.attempts, run.steps) == (2, 8)
+    assert run.layers[0].ratio == 8.0
+    assert run.policy == ("q4" if begins == "q4" else "q8, from step 0 q4")
+
+
+def test_norms_before_a_change_of_policy_are_left_out(job: Any, runs_of: Any) -> None:
+    changed = job().train(4, falling)
+    changed.log.plan("q4")
+    changed.train(3, falling).end()
+    (run,) = runs_of()
+    assert run.policy == "q8, from step 4 q4"
+    assert run.layers[0].steps == [5, 6, 7]
+
+
 def test_a_run_that_starts_anew_in_the_same_file_is_another_run(job: Any, runs_of: Any) -> None:
     for _ in range(2):
         job().train(3, falling).end()

@@ -31,13 +31,19 @@ def weights_of(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def pending_of(reducer: tw.Reducer) -> torch.Tensor:
-    """Sum over all layers of (1/P) sum of residuals, through all ranks."""
-    state = reducer.state_dict()
+def pending_of(model: torch.nn.Module, reducer: tw.Reducer) -> torch.Tensor:
+    """Of every element, through all ranks: (1/P) sum of the workers' residuals + the owner's."""
     size = dist.get_world_size()
-    total = torch.zeros(1, dtype=torch.float64)
-    for key, values in state["residuals"].items():
-        total += values.double().sum() / (size if key.startswith("worker/") else 1)
+    names = [name for name, _ in model.named_parameters()]
+    layers = {
+        name: torch.zeros(p.numel(), dtype=torch.float64) for name, p in model.named_parameters()
+    }
+    for key, values in reducer.state_dict()["residuals"].items():
+        role, _, rest = key.partition("/")
+        name, _, place = rest.rpartition("/")
+        begin, end = map(int, place.split(":"))
+        layers[name][begin:end] += values.double() / (size if role == "worker" else 1)
+    total = torch.cat([layers[name] for name in names])
     dist.all_reduce(total)
     return total
 
@@ -49,16 +55,18 @@ def job_epochs(rank: int, size: int, file: str) -> None:
         reducer = tw.compress(model, EPOCHS[0], log=file)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         for epoch, policy in enumerate(EPOCHS):
-            before = pending_of(reducer)
+            before = pending_of(model.module, reducer)
+            assert epoch == 0 or size == 1 or float(before.abs().max()) > 0
             reducer.set_policy(policy)
             assert reducer.policy == policy
             assert reducer.state_dict()["policy"] == policy
-            torch.testing.assert_close(pending_of(reducer), before, atol=1e-4, rtol=0)
+            after = pending_of(model.module, reducer)
+            torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
             train(model, optimizer, rank, range(epoch * STEPS, (epoch + 1) * STEPS))
             codecs = {layer["codec"] for layer in reducer.stats()["layers"]}
             assert any(codec.startswith(policy.split(",")[0]) for codec in codecs)
             reducer.log(epoch=epoch)
-        assert float(pending_of(reducer)) == 0
+        assert not pending_of(model.module, reducer).any()
         all_weights = [torch.empty(0)] * size
         dist.all_gather_object(all_weights, weights_of(model))
         assert all(torch.equal(weights, all_weights[0]) for weights in all_weights)

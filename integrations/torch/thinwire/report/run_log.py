@@ -112,6 +112,10 @@ class Attempt:
         )
 
     @property
+    def last_policy(self) -> str:
+        return self.plans[-1].policy if self.plans else self.start.policy
+
+    @property
     def layer_table(self) -> list[Layer]:
         """The latest."""
         return self.plans[-1].layers if self.plans else self.start.layers

@@ -253,11 +253,18 @@ def _joined(attempts: list[Attempt]) -> list[list[Attempt]]:
     """Attempts of one rank and model as runs: one that resumed goes on with the run before it."""
     runs: list[list[Attempt]] = []
     for attempt in attempts:
-        if attempt.resumed and runs and runs[-1][-1].start.policy == attempt.start.policy:
+        before = runs[-1][-1] if runs else None
+        if attempt.resumed and before and _goes_on(before, attempt):
             runs[-1].append(attempt)
         else:
             runs.append([attempt])
     return runs
+
+
+def _goes_on(before: Attempt, attempt: Attempt) -> bool:
+    """By the policy that the one before began or ended with."""
+    began = {attempt.start.policy, *(plan.policy for plan in attempt.plans)}
+    return before.start.policy == attempt.start.policy or before.last_policy in began
 
 
 def _run(file: Path, ranks: list[list[Attempt]]) -> Run:
@@ -333,6 +340,8 @@ def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
         if attempt.layers:
             lines = [line for line in lines if line.step < attempt.layers[0].step]
         lines += attempt.layers
+    if last.plans:  # other codecs, other norms and figures
+        lines = [line for line in lines if line.step > last.plans[-1].step]
     figures = last.end.figures if last.end else lines[-1].figures if lines else None
     return [
         LayerFigures(

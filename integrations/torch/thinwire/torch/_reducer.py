@@ -94,10 +94,12 @@ class Reducer:
         """Go on by another policy from the next ``backward()`` on: other densities each epoch, say.
 
         ``reducer.set_policy("topk:0.001")``. Every rank calls it at the same place with the same
-        policy. Nothing pending is lost: layers that get another codec take their residual along;
-        those that get none add it to their next gradient. PolicyError, with nothing changed, as
-        from ``compress``, and for a change that the optimizer of ``thinwire.torch.optim`` at work
-        cannot follow. MismatchError comes from the next ``backward()``.
+        policy; a rank for which it fails must end. Nothing pending is lost: layers that get another
+        codec take their residual along; those that get none add it to their next gradient.
+        ``start=`` and ``warmup=`` count from the first step of all. PolicyError, with nothing
+        changed, as from ``compress``, and for a change that the optimizer of
+        ``thinwire.torch.optim`` at work cannot follow. Another policy on another rank is a
+        MismatchError of the next ``backward()``.
         """
         self._native.set_policy(policy)
         self._policy = policy
