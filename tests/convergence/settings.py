@@ -7,7 +7,7 @@ family share: learning rates are the baselines', and none is tuned for a method.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 WORLD = 4
@@ -51,6 +51,17 @@ class Recipe:
         }
 
 
+_LSTM = Recipe(
+    family=SGD,
+    steps=2000,
+    warmup=100,
+    eval_every=100,
+    seeds=5,
+    rank=4,
+    density_warmup=250,
+    learning_rates={SGD: 2.0},
+    clip=1.0,
+)
 RECIPES = {
     "mlp": Recipe(
         family=SGD,
@@ -72,28 +83,8 @@ RECIPES = {
         density_warmup=250,
         learning_rates={SGD: 0.05, ADAM: 1e-3, LAMB: 8e-3},
     ),
-    "lstm": Recipe(
-        family=SGD,
-        steps=2000,
-        warmup=100,
-        eval_every=100,
-        seeds=5,
-        rank=4,
-        density_warmup=250,
-        learning_rates={SGD: 2.0},
-        clip=1.0,
-    ),
-    "lstm-once": Recipe(
-        family=SGD,
-        steps=2000,
-        warmup=100,
-        eval_every=100,
-        seeds=3,
-        rank=4,
-        density_warmup=250,
-        learning_rates={SGD: 2.0},
-        clip=1.0,
-    ),
+    "lstm": _LSTM,
+    "lstm-once": replace(_LSTM, seeds=3),
     "gpt": Recipe(
         family=ADAM,
         steps=2000,
