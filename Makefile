@@ -44,7 +44,7 @@ test: build  ## every test: ctest and pytest
 bench: release  ## the benchmarks: codecs and peers, step times over emulated links; JSON, table in out/bench
 	@$(py) -m tests.bench
 
-convergence: release  ## hours: trains five tasks by every method, goes on where it was stopped; HOURS=2: at most that long
+convergence: release  ## hours: trains six tasks by every method, goes on where it was stopped; HOURS=2: at most that long
 	@$(py) -m tests.convergence all $(if $(HOURS),--hours $(HOURS))
 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
