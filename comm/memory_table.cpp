@@ -227,7 +227,9 @@ bool MemoryTable::release(std::size_t layer, TensorView source, TensorView out) 
   if (held == memories_.end() || held->first.layer != layer) {
     return false;
   }
-  std::memmove(out.data, source.data, source.bytes());
+  if (out.data != source.data) {
+    std::memmove(out.data, source.data, source.bytes());
+  }
   std::vector<float>& rest = released_[layer];
   for (; held != memories_.end() && held->first.layer == layer; ++held) {
     const auto& [slot, memory] = *held;

@@ -106,7 +106,8 @@ class GradientReducer::Impl {
     } else {
       for (const BucketLayer& entry : bucket.layers) {
         const TensorView source = entry.source.data == nullptr ? entry.grad : entry.source;
-        if (!memories_->release(entry.layer, source, entry.grad)) {
+        if (!memories_->release(entry.layer, source, entry.grad) &&
+            source.data != entry.grad.data) {
           std::memmove(entry.grad.data, source.data, source.bytes());
         }
       }
