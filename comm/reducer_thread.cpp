@@ -281,7 +281,7 @@ void ReducerThread::begin_step() {
     const std::lock_guard lock(mutex_);
     method = method_;
     compare = std::exchange(compare_, false);
-    policy = policy_;
+    if (compare) policy = policy_;
     step_loss_scale_ = loss_scale_.value_or(1.0F);
     told = loss_scale_.has_value();
   }

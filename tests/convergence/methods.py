@@ -131,6 +131,15 @@ METHODS = {
             },
             freezes=True,
         ),
+        Method(
+            "onebit-adam-paper",
+            "1-bit Adam, no variance floor",
+            "thinwire:onebit",
+            ADAM,
+            "OneBitAdam",
+            lambda recipe: {**freeze(recipe), "variance_floor": 0.0},
+            freezes=True,
+        ),
         Method("lamb", "uncompressed, LAMB", "thinwire:none", LAMB, "OneBitLAMB"),
         Method(
             "onebit-lamb",
@@ -150,7 +159,10 @@ CODECS = [
 """With the plain optimiser of the task's family."""
 ROWS = {
     "mlp": [*CODECS, "dgc", "adam", "onebit-adam", "zeroone-adam"],
-    "cnn": [*CODECS, "dgc", "adam", "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
+    "cnn": [
+        *(*CODECS, "dgc", "adam", "onebit-adam", "onebit-adam-paper", "zeroone-adam"),
+        *("lamb", "onebit-lamb"),
+    ],
     "lstm": [*CODECS, "dgc"],
     "lstm-once": ["none", "topk", "dgc"],
     "gpt": [*CODECS, "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],

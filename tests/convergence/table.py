@@ -265,8 +265,7 @@ INTRODUCTION = """\
 - Learning rates rise linearly over the first steps and fall to 0 along a cosine. They, and all else
   of an optimiser, are those of the uncompressed baseline of its family: no method's were tuned.
   Tasks, top-k's falling density, the 1-bit optimisers' floor and 0/1 Adam's intervals were settled
-  by trials with seed 1, in which DGC fell behind on images shifted at random (97.7 % beside 98.7
-  after 12,000 steps of a small CNN) and on text seen once.
+  by trials with seed 1, among them tasks on which DGC fell behind.
 - A run is decided by its seed: weights, order of the data, and what a codec rounds at random. The
   ranks' weights are compared by hash at the end; a difference is a failed run.
 - The metric is the held-out one after the last step: mean ± standard deviation over the seeds, in
