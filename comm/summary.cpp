@@ -61,21 +61,7 @@ std::size_t kept_bytes(const Layer& layer, const Codec& codec) {
 
 std::size_t message_bytes(const Layer& layer, const Codec& codec) {
   // Few 16-bit elements of a bucket may travel as fp32.
-  const auto dense = static_cast<std::size_t>(layer.elements()) * size_bytes(layer.dtype);
-  if (codec.payload) {
-    return codec.payload->slot_bytes(layer.elements());
-  }
-  if (!codec.linear) {
-    return dense;
-  }
-  const auto period = static_cast<std::uint64_t>(std::max<std::int64_t>(1, codec.linear->period()));
-  std::int64_t elements = 0;
-  for (std::uint64_t step = 0; step < period; ++step) {
-    for (int round = 0; round < codec.linear->rounds(step); ++round) {
-      elements += codec.linear->round_elements(layer.shape, round, step);
-    }
-  }
-  return static_cast<std::size_t>(elements) * sizeof(float) / period;
+  return message_bytes(codec, layer.shape, layer.dtype);
 }
 
 MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& plan, int world_size) {

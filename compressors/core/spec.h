@@ -2,8 +2,10 @@
 // The grammar of design's "What users type"; FORMAT-independent. Pure functions, thread-safe.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,6 +53,10 @@ struct Codec {
   // The last step, up to this one, from which on something else is sent than before; 0 at first.
   std::uint64_t phase_at(std::uint64_t step) const;
 };
+
+// Bytes that a tensor's message of one step holds: the codec's slot, all rounds of a linear codec
+// (the mean over the steps), or the values themselves.
+std::size_t message_bytes(const Codec& codec, std::span<const std::int64_t> shape, DType dtype);
 
 // PolicyError that quotes the text, marks the place with ^ and names the nearest valid spelling.
 // What the design has and this version lacks is refused with NotAvailable. Knows all families:

@@ -1,6 +1,7 @@
 """The benchmarks: `python -m tests.bench [NAME [OPTION...]]`, also as `thinwire bench`.
 
     codecs   encode and sum of every codec on one core, beside a probe of the memory
+    curves   what judging one layer for the policy auto costs
     gradient codecs on the gradient of a model in training; lossless, unless told otherwise
     peers    the same compression by torch, numpy and zstd, beside the same probe
     fedzip   how much of a trained VGG-16's update fedzip leaves, by its density
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "bench"
 COMMANDS = {
     "codecs": [str(ROOT / "build/release/bench/codecs_bench")],
+    "curves": [str(ROOT / "build/release/bench/error_curves_bench")],
     "gradient": [sys.executable, str(ROOT / "tests/bench/gradient.py")],
     "peers": [sys.executable, str(ROOT / "tests/bench/codec_peers.py")],
     "fedzip": [sys.executable, str(ROOT / "tests/bench/fedzip_vgg.py")],
