@@ -62,7 +62,7 @@ constexpr std::array kKinds = {
 bool is_gradient(DType dtype) { return dtype == DType::kF32 || is_16_bit(dtype); }
 
 // Whether it is sent as another one is.
-bool same(const Candidate& a, const Candidate& b) {
+bool same(const CandidateCodec& a, const CandidateCodec& b) {
   return a.curve == b.curve && a.parameter == b.parameter && a.values == b.values;
 }
 
@@ -89,11 +89,11 @@ std::vector<std::string_view> split_families(std::string_view text) {
   return families;
 }
 
-std::vector<Candidate> make_candidates(std::span<const std::int64_t> shape, DType dtype,
-                                       std::span<const std::string_view> families) {
+std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape, DType dtype,
+                                            std::span<const std::string_view> families) {
   const std::int64_t n =
       std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-  std::vector<Candidate> candidates = {
+  std::vector<CandidateCodec> candidates = {
       {.spec = "none", .bytes = message_bytes(Codec(), shape, dtype)}};
   if (!is_gradient(dtype) || n == 0) return candidates;
   const auto wanted = [&](std::string_view word) {
@@ -103,18 +103,18 @@ std::vector<Candidate> make_candidates(std::span<const std::int64_t> shape, DTyp
     if (!families.empty() && !wanted(kind.family()) && !wanted(kind.group())) continue;
     const Codec codec = make_codec(kind.spec);
     if (codec.linear && !codec.linear->gains(shape)) continue;
-    Candidate candidate{.spec = codec.spec,
-                        .curve = kind.curve,
-                        .parameter = kind.parameter,
-                        .values = kind.values,
-                        .bytes = message_bytes(codec, shape, dtype)};
+    CandidateCodec candidate{.spec = codec.spec,
+                             .curve = kind.curve,
+                             .parameter = kind.parameter,
+                             .values = kind.values,
+                             .bytes = message_bytes(codec, shape, dtype)};
     if (kind.curve == Curve::kTopK) {
       const auto elements = static_cast<double>(n);
       candidate.parameter = std::max(std::round(kind.parameter * elements), 1.0) / elements;
     }
     if (candidate.bytes >= candidates.front().bytes) continue;
     if (std::any_of(candidates.begin(), candidates.end(),
-                    [&](const Candidate& other) { return same(candidate, other); })) {
+                    [&](const CandidateCodec& other) { return same(candidate, other); })) {
       continue;
     }
     candidates.push_back(std::move(candidate));
@@ -122,7 +122,7 @@ std::vector<Candidate> make_candidates(std::span<const std::int64_t> shape, DTyp
   return candidates;
 }
 
-double error(const Candidate& candidate, const ErrorCurves& curves) {
+double error(const CandidateCodec& candidate, const ErrorCurves& curves) {
   switch (candidate.curve) {
     case Curve::kNone:
       return 0;

@@ -17,7 +17,7 @@ namespace thinwire {
 // What tells a candidate's error.
 enum class Curve : std::uint8_t { kNone, kBF16, kTopK, kQuantize, kOneBit, kLowRank };
 
-struct Candidate {
+struct CandidateCodec {
   std::string spec;  // canonical
   Curve curve = Curve::kNone;
   // kTopK: entries / elements; kQuantize: bits; kLowRank: the rank.
@@ -32,9 +32,9 @@ std::vector<std::string_view> split_families(std::string_view text);
 
 // "none", which is always there, and of the families' candidates (none given: of all) those that
 // send less than it does; of two that send the same entries the first. By family, thickest first.
-std::vector<Candidate> make_candidates(std::span<const std::int64_t> shape, DType dtype,
-                                       std::span<const std::string_view> families = {});
+std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape, DType dtype,
+                                            std::span<const std::string_view> families = {});
 
-double error(const Candidate& candidate, const ErrorCurves& curves);
+double error(const CandidateCodec& candidate, const ErrorCurves& curves);
 
 }  // namespace thinwire

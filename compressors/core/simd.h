@@ -14,8 +14,8 @@ std::vector<std::string> simd_targets();
 std::string simd_target();
 // Uses no better target than `target` ("" lifts the limit). InvalidArgument for an unknown name.
 void set_simd_limit(std::string_view target);
-// Applies THINWIRE_SIMD once a process; make_codec calls it before any kernel can run.
-// InvalidArgument when the variable names no target. Thread-safe.
+// Applies THINWIRE_SIMD once a process; make_codec and the planner's solve call it before any of
+// their kernels can run. InvalidArgument when the variable names no target. Thread-safe.
 void apply_environment_simd();
 
 }  // namespace thinwire

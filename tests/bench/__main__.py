@@ -5,6 +5,7 @@
     gradient codecs on the gradient of a model in training; lossless, unless told otherwise
     peers    the same compression by torch, numpy and zstd, beside the same probe
     fedzip   how much of a trained VGG-16's update fedzip leaves, by its density
+    planner  how long the planner takes, by layers and objective
     optim    the optimizers' step() beside torch's, fused and foreach
     steps    step times of training jobs over emulated links; --accuracy: what they learn meanwhile
     table    all but step times as Markdown, from the results in out/bench
@@ -26,6 +27,7 @@ COMMANDS = {
     "gradient": [sys.executable, str(ROOT / "tests/bench/gradient.py")],
     "peers": [sys.executable, str(ROOT / "tests/bench/codec_peers.py")],
     "fedzip": [sys.executable, str(ROOT / "tests/bench/fedzip_vgg.py")],
+    "planner": [str(ROOT / "build/release/bench/planner_bench")],
     "optim": [sys.executable, str(ROOT / "tests/bench/optim.py")],
     "steps": [sys.executable, str(ROOT / "tests/bench/step_time.py")],
     "table": [sys.executable, str(ROOT / "tests/bench/table.py")],
@@ -39,6 +41,7 @@ ALL = [
     ("threads", "codecs", ["--threads", "2", "--elements", "25000000", *COMPUTE_BOUND]),
     ("peers", "peers", []),
     ("fedzip", "fedzip", []),
+    ("planner", "planner", []),
     ("optim", "optim", []),
     ("steps", "steps", []),
     ("accuracy", "steps", ["--accuracy"]),

@@ -22,7 +22,7 @@ std::vector<std::string> specs(const Shape& shape, std::string_view families = {
   std::vector<std::string_view> words;
   if (!families.empty()) words = split_families(families);
   std::vector<std::string> specs;
-  for (const Candidate& candidate : make_candidates(shape, dtype, words)) {
+  for (const CandidateCodec& candidate : make_candidates(shape, dtype, words)) {
     specs.push_back(candidate.spec);
   }
   return specs;
@@ -30,11 +30,11 @@ std::vector<std::string> specs(const Shape& shape, std::string_view families = {
 
 TEST(Candidates, AreCanonicalAndSendWhatTheySay) {
   const Shape shape = {1000, 500};
-  const std::vector<Candidate> candidates = make_candidates(shape, DType::kF32);
+  const std::vector<CandidateCodec> candidates = make_candidates(shape, DType::kF32);
   EXPECT_EQ(candidates.front().spec, "none");
   EXPECT_EQ(candidates.front().bytes, 4U * 500'000);
   EXPECT_EQ(candidates.size(), 23U);
-  for (const Candidate& candidate : candidates) {
+  for (const CandidateCodec& candidate : candidates) {
     const Codec codec = make_codec(candidate.spec);
     EXPECT_EQ(codec.spec, candidate.spec);
     if (codec.payload) {
@@ -75,7 +75,7 @@ TEST(Candidates, SendLessThanTheValuesThemselves) {
   for (const Shape& shape : {Shape{}, Shape{1}, Shape{3}, Shape{17}, Shape{64}, Shape{40, 3},
                              Shape{1, 5000}, Shape{64, 64}}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      const std::vector<Candidate> candidates = make_candidates(shape, dtype);
+      const std::vector<CandidateCodec> candidates = make_candidates(shape, dtype);
       for (std::size_t i = 1; i < candidates.size(); ++i) {
         EXPECT_LT(candidates[i].bytes, candidates[0].bytes) << candidates[i].spec;
       }
@@ -99,7 +99,7 @@ TEST(Candidates, OfNoGradientAreNone) {
 TEST(Candidates, CountEntriesAsTopKDoes) {
   const std::vector<std::string_view> topk = {"topk"};
   for (const std::int64_t n : {100, 1234, 99'999}) {
-    for (const Candidate& candidate : make_candidates(Shape{n}, DType::kF32, topk)) {
+    for (const CandidateCodec& candidate : make_candidates(Shape{n}, DType::kF32, topk)) {
       if (candidate.curve != Curve::kTopK) continue;
       const std::string count =
           "topk:k=" + std::to_string(std::lround(candidate.parameter * static_cast<double>(n))) +

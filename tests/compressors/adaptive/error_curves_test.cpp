@@ -49,7 +49,7 @@ struct Bounds {
 
 void expect_near(const ErrorCurves& curves, const std::vector<float>& v, const Shape& shape,
                  const Bounds& bounds) {
-  for (const Candidate& candidate : make_candidates(shape, DType::kF32)) {
+  for (const CandidateCodec& candidate : make_candidates(shape, DType::kF32)) {
     const double measured = codec_error(candidate.spec, v, shape);
     const double estimated = error(candidate, curves);
     const double bound = candidate.curve == Curve::kLowRank ? bounds.lowrank : bounds.payload;
@@ -135,7 +135,7 @@ TEST(ErrorCurves, OfHostilePatternsAreTheCodecsErrors) {
     SCOPED_TRACE(name(pattern));
     const std::vector<float> v = make_values(pattern, 64'000, 4);
     const ErrorCurves curves = curves_of(v, {64'000});
-    for (const Candidate& candidate : make_candidates(Shape{64'000}, DType::kF32)) {
+    for (const CandidateCodec& candidate : make_candidates(Shape{64'000}, DType::kF32)) {
       const double measured = codec_error(candidate.spec, v, Shape{64'000});
       EXPECT_NEAR(error(candidate, curves), measured, 0.05 * measured + 2e-3) << candidate.spec;
     }
@@ -200,7 +200,7 @@ TEST(ErrorCurves, OfZerosLoseNothing) {
       EXPECT_TRUE(curves.zero());
       EXPECT_FALSE(curves.nonfinite());
       EXPECT_EQ(curves.squared_norm(), 0);
-      for (const Candidate& candidate : make_candidates(Shape{1000, 1000}, DType::kF32)) {
+      for (const CandidateCodec& candidate : make_candidates(Shape{1000, 1000}, DType::kF32)) {
         EXPECT_EQ(error(candidate, curves), 0) << candidate.spec;
       }
     }
