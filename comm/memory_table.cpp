@@ -47,10 +47,11 @@ T saturated(float x) {
 
 }  // namespace
 
-MemoryTable::MemoryTable(const std::vector<Layer>& layers, const Plan& plan) : layers_(layers) {
+MemoryTable::MemoryTable(const std::vector<Layer>& layers, std::shared_ptr<const Plan> plan)
+    : layers_(layers), plan_(std::move(plan)) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     index_.emplace(layers[i].name, i);
-    info_.push_back(describe(layers[i], plan.choices[i].codec));
+    info_.push_back(describe(layers[i], plan_->choices[i].codec));
   }
 }
 
@@ -63,9 +64,9 @@ MemoryTable::LayerInfo MemoryTable::describe(const Layer& layer, const Codec& co
           .codec = &codec};
 }
 
-void MemoryTable::set_plan(const Plan& plan, float owner_weight) {
+void MemoryTable::set_plan(std::shared_ptr<const Plan> plan, float owner_weight) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const Codec& codec = plan.choices[i].codec;
+    const Codec& codec = plan->choices[i].codec;
     if (codec.spec == info_[i].codec->spec) {
       info_[i].codec = &codec;
       continue;
@@ -95,6 +96,20 @@ void MemoryTable::set_plan(const Plan& plan, float owner_weight) {
       if (needs(whole).velocity && !velocity.empty()) at(whole).restore_velocity(velocity);
     }
   }
+  plan_ = std::move(plan);
+}
+
+std::span<const float> MemoryTable::residual(std::size_t layer) {
+  bool any = false;
+  for (auto held = first_of(layer); held != memories_.end() && held->first.layer == layer; ++held) {
+    const auto& [slot, memory] = *held;
+    if (slot.role != MemoryRole::kWorker) continue;
+    if (!any) copy_.assign(static_cast<std::size_t>(info_[layer].elements), 0);
+    any = true;
+    memory->read(std::span(copy_).subspan(static_cast<std::size_t>(slot.begin),
+                                          static_cast<std::size_t>(slot.end - slot.begin)));
+  }
+  return any ? std::span<const float>(copy_) : std::span<const float>();
 }
 
 void MemoryTable::put_residual(std::size_t layer, std::span<const float> residual) {

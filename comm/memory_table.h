@@ -24,8 +24,8 @@ namespace thinwire {
 
 class MemoryTable final : public MemoryStore {
  public:
-  // `layers` and `plan` outlive the table and have one entry a layer each.
-  MemoryTable(const std::vector<Layer>& layers, const Plan& plan);
+  // `layers` outlive the table; the plan has a choice for each.
+  MemoryTable(const std::vector<Layer>& layers, std::shared_ptr<const Plan> plan);
 
   Memory* memory(std::string_view name, std::int64_t begin, std::int64_t end,
                  MemoryRole role) override;
@@ -40,11 +40,15 @@ class MemoryTable final : public MemoryStore {
   // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
   std::vector<double> residual_norms() const;
 
-  // Another plan for the same layers; the old one may end after it. Where a layer's codec is
-  // another one, what is pending becomes its worker's residual: the sum of what workers hold, and
-  // of what owners hold times `owner_weight`. A velocity stays where both codecs have one; a
-  // codec's own state is forgotten. Memories of such layers that were given out before are gone.
-  void set_plan(const Plan& plan, float owner_weight);
+  // A copy of what workers hold of the layer; empty where nothing is held. Valid until the next
+  // call.
+  std::span<const float> residual(std::size_t layer);
+
+  // Another plan for the same layers. Where a layer's codec is another one, what is pending becomes
+  // its worker's residual: the sum of what workers hold, and of what owners hold times
+  // `owner_weight`. A velocity stays where both codecs have one; a codec's own state is forgotten.
+  // Memories of such layers that were given out before are gone.
+  void set_plan(std::shared_ptr<const Plan> plan, float owner_weight);
 
   // Adds what the layer's workers hold to `source`, rounded once into `out`, which is `source` or
   // apart, and forgets it at commit(); what lies beyond the largest number of the type stays.
@@ -77,7 +81,7 @@ class MemoryTable final : public MemoryStore {
     std::int64_t elements = 0;
     bool remembers = false;
     MemoryOptions options;
-    const Codec* codec = nullptr;
+    const Codec* codec = nullptr;  // in plan_
   };
 
   static LayerInfo describe(const Layer& layer, const Codec& codec);
@@ -93,12 +97,14 @@ class MemoryTable final : public MemoryStore {
   void cut_restored(const Slot& wanted);
 
   const std::vector<Layer>& layers_;
+  std::shared_ptr<const Plan> plan_;
   std::unordered_map<std::string_view, std::size_t> index_;
   std::vector<LayerInfo> info_;
   Memories memories_;
   std::set<Slot> restored_;  // those of memories_ that memory() has not given out yet
   // By layer, in this step: what stays, nothing in most.
   std::map<std::size_t, std::vector<float>> released_;
+  std::vector<float> copy_;  // residual()'s
 };
 
 }  // namespace thinwire

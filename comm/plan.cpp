@@ -97,7 +97,8 @@ Plan Plan::make(const Policy& policy, const std::vector<Layer>& layers) {
   bool any = false;
   for (const Layer& layer : layers) {
     plan.choices.push_back(policy.choose(layer));
-    any = any || !plan.choices.back().codec.is_none();
+    const Policy::Choice& choice = plan.choices.back();
+    any = any || !choice.codec.is_none() || choice.automatic;
   }
   for (std::size_t rule = 0; rule < policy.rules().size(); ++rule) {
     if (std::none_of(plan.choices.begin(), plan.choices.end(),
@@ -115,6 +116,18 @@ Plan Plan::make(const Policy& policy, const std::vector<Layer>& layers) {
         "policy none");
   }
   return plan;
+}
+
+std::vector<std::string> Plan::specs() const {
+  std::vector<std::string> specs;
+  for (const Policy::Choice& choice : choices) specs.push_back(choice.codec.spec);
+  return specs;
+}
+
+bool Plan::chooses() const {
+  return std::any_of(choices.begin(), choices.end(), [](const Policy::Choice& choice) {
+    return choice.automatic != nullptr;
+  });
 }
 
 }  // namespace thinwire

@@ -1,5 +1,6 @@
 #include "comm/policy.h"
 
+#include <algorithm>
 #include <cctype>
 #include <fstream>
 #include <sstream>
@@ -76,11 +77,17 @@ std::string canonical_rule(const PolicyRule& rule) {
   if (rule.max_elements) {
     text += "max_elements = " + std::to_string(*rule.max_elements) + "\n";
   }
-  return text + "policy = " + quoted(rule.codec.spec) + "\n";
+  return text + "policy = " + quoted(rule.prescription.spec()) + "\n";
 }
 
-// make_codec for a policy: the gradients' own optimizer has its momentum.
-Codec policy_codec(std::string_view spec) {
+// The gradients' own optimizer has its momentum.
+Prescription prescribe(std::string_view spec) {
+  if (is_auto(spec)) {
+    auto automatic = std::make_shared<const AutoOptions>(parse_auto(spec));
+    Codec dense = make_codec("none");
+    dense.options = automatic->options;
+    return {std::move(dense), std::move(automatic)};
+  }
   Codec codec = make_codec(spec);
   if (codec.payload && codec.payload->memory_needs(1).velocity) {
     throw PolicyError("policy \"" + std::string(spec) +
@@ -88,13 +95,13 @@ Codec policy_codec(std::string_view spec) {
                       "its momentum would count twice\nhint: leave out momentum, nesterov, clip "
                       "and clip_norm");
   }
-  return codec;
+  return {std::move(codec), {}};
 }
 
-// Runs policy_codec and puts the place of the spec before its message.
-Codec codec_at(const std::string& spec, const std::string& place) {
+// Runs prescribe and puts the place of the spec before its message.
+Prescription prescribe_at(const std::string& spec, const std::string& place) {
   try {
-    return policy_codec(spec);
+    return prescribe(spec);
   } catch (const NotAvailable& error) {
     throw NotAvailable(place + ": " + error.what());
   } catch (const PolicyError& error) {
@@ -152,16 +159,16 @@ Policy Policy::parse(std::string_view text) {
     return from_toml(text, "policy");
   }
   Policy policy;
-  policy.fallback_ = policy_codec(text);
+  policy.fallback_ = prescribe(text);
   policy.min_elements_ = kDefaultMinElements;
-  policy.text_ = policy.fallback_.spec;
+  policy.text_ = policy.fallback_.spec();
   return policy;
 }
 
 Policy Policy::from_toml(std::string_view text, const std::string& source) {
   const PolicyText parsed = parse_policy_toml(text, source);
   Policy policy;
-  policy.fallback_ = codec_at(parsed.policy, source + ": policy");
+  policy.fallback_ = prescribe_at(parsed.policy, source + ": policy");
   policy.min_elements_ = parsed.min_elements.value_or(kDefaultMinElements);
   for (const PolicyRuleText& rule : parsed.rules) {
     const std::string place = source + ": rule " + std::to_string(policy.rules_.size() + 1) +
@@ -170,11 +177,11 @@ Policy Policy::from_toml(std::string_view text, const std::string& source) {
                              .dims = rule.dims,
                              .min_elements = rule.min_elements,
                              .max_elements = rule.max_elements,
-                             .codec = codec_at(rule.policy, place)});
+                             .prescription = prescribe_at(rule.policy, place)});
   }
-  policy.text_ = policy.fallback_.spec;
+  policy.text_ = policy.fallback_.spec();
   if (policy.min_elements_ != kDefaultMinElements || !policy.rules_.empty()) {
-    policy.text_ = "policy = " + quoted(policy.fallback_.spec) +
+    policy.text_ = "policy = " + quoted(policy.fallback_.spec()) +
                    "\nmin_elements = " + std::to_string(policy.min_elements_) + "\n";
     for (const PolicyRule& rule : policy.rules_) {
       policy.text_ += canonical_rule(rule);
@@ -185,7 +192,7 @@ Policy Policy::from_toml(std::string_view text, const std::string& source) {
 
 Policy::Choice Policy::choose(const Layer& layer) const {
   if (layer.dtype == DType::kOther) {
-    return {dense_like(fallback_), "untouched: no floating-point gradient"};
+    return {dense_like(fallback_.codec), "untouched: no floating-point gradient"};
   }
   const std::int64_t elements = layer.elements();
   std::string dense_reason;
@@ -196,13 +203,13 @@ Policy::Choice Policy::choose(const Layer& layer) const {
     dense_reason =
         "dense: " + std::to_string(elements) + " < " + std::to_string(min_elements_) + " elements";
   }
-  const Codec* codec = &fallback_;
+  const Prescription* prescription = &fallback_;
   std::string reason = "default";
   std::optional<std::size_t> decided;
   for (std::size_t i = 0; i < rules_.size(); ++i) {
     const bool may_decide = dense_reason.empty() || !rules_[i].name_glob.empty();
     if (may_decide && rules_[i].matches(layer)) {
-      codec = &rules_[i].codec;
+      prescription = &rules_[i].prescription;
       decided = i;
       reason = "rule " + std::to_string(i + 1);
       if (!rules_[i].name_glob.empty()) {
@@ -212,27 +219,35 @@ Policy::Choice Policy::choose(const Layer& layer) const {
       break;
     }
   }
-  if (!codec->is_none() && layer.dtype == DType::kF64) {
+  const Codec& codec = prescription->codec;
+  if (!prescription->is_none() && layer.dtype == DType::kF64) {
     dense_reason = "dense: fp64";
   }
-  if (!codec->is_none() && elements == 0) {
+  if (!prescription->is_none() && elements == 0) {
     dense_reason = "dense: 0 elements";
   }
-  if (dense_reason.empty() && codec->linear && !codec->linear->gains(layer.shape)) {
-    dense_reason = "dense: too small for " + codec->linear->name();
+  if (dense_reason.empty() && codec.linear && !codec.linear->gains(layer.shape)) {
+    dense_reason = "dense: too small for " + codec.linear->name();
   }
-  if (!dense_reason.empty() && !codec->is_none()) {
-    return {dense_like(*codec), dense_reason, decided};
+  if (!dense_reason.empty() && !prescription->is_none()) {
+    return {dense_like(codec), dense_reason, decided};
   }
-  return {*codec, reason, decided};
+  if (prescription->automatic) {
+    reason = "auto: nothing is measured yet";
+  }
+  return {codec, reason, decided, prescription->automatic};
 }
 
 bool Policy::compresses() const {
-  bool any = !fallback_.is_none();
-  for (const PolicyRule& rule : rules_) {
-    any = any || !rule.codec.is_none();
-  }
-  return any;
+  return !fallback_.is_none() || std::any_of(rules_.begin(), rules_.end(), [](const auto& rule) {
+    return !rule.prescription.is_none();
+  });
+}
+
+bool Policy::chooses() const {
+  return fallback_.automatic || std::any_of(rules_.begin(), rules_.end(), [](const auto& rule) {
+    return rule.prescription.automatic != nullptr;
+  });
 }
 
 }  // namespace thinwire

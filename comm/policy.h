@@ -13,14 +13,19 @@
 // Layers with at most one dimension (biases, norms) and layers under min_elements go dense unless a
 // rule with a `name` names them; so do, in any case, those that a linear codec would not make
 // smaller (LinearCodec::gains).
+//
+// A policy may be `auto` (comm/auto_options.h): the reducer chooses the layer's codec, and changes
+// its choice as it learns.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "comm/auto_options.h"
 #include "compressors/core/spec.h"
 #include "compressors/core/tensor_view.h"
 
@@ -35,12 +40,21 @@ struct Layer {
   std::string shape_text() const;  // "[512, 784]"
 };
 
+// What a line of a policy gives to a layer: a codec, or the choice of one.
+struct Prescription {
+  Codec codec;  // of `automatic`: none
+  std::shared_ptr<const AutoOptions> automatic = {};
+
+  bool is_none() const { return codec.is_none() && !automatic; }
+  const std::string& spec() const { return automatic ? automatic->text : codec.spec; }
+};
+
 struct PolicyRule {
   std::string name_glob;  // empty: any
   std::optional<int> dims;
   std::optional<std::int64_t> min_elements;
   std::optional<std::int64_t> max_elements;
-  Codec codec;
+  Prescription prescription;
 
   bool matches(const Layer& layer) const;
 };
@@ -55,7 +69,8 @@ class Policy {
   struct Choice {
     Codec codec;
     std::string reason;
-    std::optional<std::size_t> rule = {};  // the one that decided, from 0
+    std::optional<std::size_t> rule = {};               // the one that decided, from 0
+    std::shared_ptr<const AutoOptions> automatic = {};  // the codec is the reducer's choice
   };
   Choice choose(const Layer& layer) const;
 
@@ -64,12 +79,14 @@ class Policy {
   const std::vector<PolicyRule>& rules() const { return rules_; }
   // Some rule or the default is not "none".
   bool compresses() const;
+  // Some rule or the default is "auto".
+  bool chooses() const;
 
  private:
   static Policy from_toml(std::string_view text, const std::string& source);
 
   std::string text_;
-  Codec fallback_;
+  Prescription fallback_;
   std::int64_t min_elements_ = 1024;
   std::vector<PolicyRule> rules_;
 };
@@ -81,6 +98,11 @@ struct Plan {
   // no layer: the message says what decided the layers that it matches, or lists those with the
   // names nearest to the rule's.
   static Plan make(const Policy& policy, const std::vector<Layer>& layers);
+
+  // Of the codecs, one a layer.
+  std::vector<std::string> specs() const;
+  // The policy leaves some layer's codec to the reducer.
+  bool chooses() const;
 };
 
 }  // namespace thinwire

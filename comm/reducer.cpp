@@ -9,6 +9,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "comm/current_plan.h"
 #include "comm/handshake.h"
 #include "comm/memory_table.h"
 #include "comm/peer_lost.h"
@@ -75,17 +76,24 @@ class GradientReducer::Impl {
         rank_(comm->rank()),
         size_(comm->size()) {
     check_table(layers_);
-    plan_or_error();
+    // A plan that cannot be made must not keep this rank from the handshake the others wait in: a
+    // policy that differs between ranks is better told as that.
+    std::exception_ptr error;
+    try {
+      plan_.emplace(Plan::make(policy_, layers_));
+    } catch (const PolicyError&) {
+      error = std::current_exception();
+    }
     if (size_ > 1) {
       greet(*comm);
     }
-    if (plan_error_) {
-      std::rethrow_exception(plan_error_);
+    if (error) {
+      std::rethrow_exception(error);
     }
-    memories_.emplace(layers_, plan_);
+    memories_.emplace(layers_, plan_->get());
     seen_.resize(layers_.size());
     if (size_ > 1) {
-      thread_.emplace(std::move(comm), layers_, plan_, *memories_, options_);
+      thread_.emplace(std::move(comm), layers_, *plan_, *memories_, options_);
     }
   }
 
@@ -139,7 +147,14 @@ class GradientReducer::Impl {
                             " of the reducer; expected an optimizer before the first one\nhint: "
                             "make the optimizer before the first backward pass");
     }
-    adopt(with_options(plan_, *method));
+    if (policy_.chooses()) {
+      throw PolicyError("rank " + std::to_string(rank_) +
+                        ": the policy 'auto' chooses codecs itself, and an optimizer that has a "
+                        "say in how gradients are reduced needs to know them; expected another "
+                        "policy\nhint: name a codec, topk:0.001 or onebit say, or use the "
+                        "framework's own optimizer with auto");
+    }
+    adopt(with_options(*plan(), *method));
     method_ = std::move(method);
     if (thread_) {
       thread_->follow(*method_);
@@ -153,6 +168,11 @@ class GradientReducer::Impl {
       thread_->check();
     }
     Plan plan = Plan::make(policy, layers_);
+    if (method_ && policy.chooses()) {
+      throw PolicyError("rank " + std::to_string(rank_) +
+                        ": the policy 'auto' does not go with an optimizer that has a say in how "
+                        "gradients are reduced; expected the name of a codec");
+    }
     if (method_) {
       method_->check_plan(plan);
       plan = with_options(std::move(plan), *method_);
@@ -163,7 +183,7 @@ class GradientReducer::Impl {
       method_->plan_changed();
     }
     if (thread_) {
-      thread_->plan_changed(policy_.text());
+      thread_->policy_changed(policy_.text());
     }
   }
 
@@ -251,16 +271,21 @@ class GradientReducer::Impl {
     stats.encode_seconds = counters.encode_seconds;
     stats.decode_seconds = counters.decode_seconds;
     stats.wait_seconds = counters.wait_seconds;
+    const std::shared_ptr<const Plan> plan = plan_->get();
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      stats.layers.push_back(layer_stats(i, counters));
+      stats.layers.push_back(layer_stats(i, plan->choices[i], counters));
     }
     return stats;
   }
 
+  std::vector<std::string> take_decisions() {
+    return thread_ ? thread_->take_decisions() : std::vector<std::string>();
+  }
+
   double loss_scale() const { return loss_scale_; }
-  const Plan& plan() const { return plan_; }
+  std::shared_ptr<const Plan> plan() const { return plan_->get(); }
   const std::vector<Layer>& layers() const { return layers_; }
-  std::string summary() const { return summarise(layers_, policy_, plan_, size_); }
+  std::string summary() const { return summarise(layers_, policy_, *plan(), size_); }
 
   ReducerState state() const {
     const std::lock_guard lock(mutex_);
@@ -271,6 +296,7 @@ class GradientReducer::Impl {
             .step = thread_ ? thread_->counters().step : solo_steps_,
             .loss_scale = loss_scale_,
             .policy = policy_.text(),
+            .codecs = policy_.chooses() ? plan()->specs() : std::vector<std::string>(),
             .entries = memories_->save()};
   }
 
@@ -285,6 +311,11 @@ class GradientReducer::Impl {
     check_number("world size", size_, state.world_size);
     check_state(state.policy == policy_.text(), "policy", "'" + policy_.text() + "'",
                 "'" + state.policy + "'");
+    if (policy_.chooses()) {
+      check_state(state.codecs.size() == layers_.size(), "chosen codecs",
+                  std::to_string(layers_.size()), std::to_string(state.codecs.size()));
+      if (thread_) thread_->go_on_with(state.codecs);
+    }
     memories_->restore(state.entries);
     if (state.loss_scale != loss_scale_) {
       keep_loss_scale(state.loss_scale);
@@ -303,16 +334,6 @@ class GradientReducer::Impl {
   }
 
  private:
-  // A plan that cannot be made must not keep this rank from the handshake the others wait in: a
-  // policy that differs between ranks is better told as that.
-  void plan_or_error() {
-    try {
-      plan_ = Plan::make(policy_, layers_);
-    } catch (const PolicyError&) {
-      plan_error_ = std::current_exception();
-    }
-  }
-
   void keep_loss_scale(double scale) {
     loss_scale_ = scale;
     if (thread_) {
@@ -331,10 +352,13 @@ class GradientReducer::Impl {
     return plan;
   }
 
-  // The memories know the codecs of the old plan until they have those of the new one.
   void adopt(Plan plan) {
-    std::swap(plan_, plan);
-    memories_->set_plan(plan_, options_.op == ReduceOp::kMean ? static_cast<float>(size_) : 1.0F);
+    if (thread_) {
+      thread_->adopt(std::move(plan));
+    } else {
+      plan_->set(std::move(plan));
+      memories_->set_plan(plan_->get(), 1.0F);
+    }
   }
 
   void greet(Communicator& comm) const {
@@ -436,8 +460,8 @@ class GradientReducer::Impl {
     thread_->wait_idle();
   }
 
-  LayerStats layer_stats(std::size_t i, const ReducerCounters& counters) const {
-    const Policy::Choice& choice = plan_.choices[i];
+  LayerStats layer_stats(std::size_t i, const Policy::Choice& choice,
+                         const ReducerCounters& counters) const {
     LayerStats stats{.name = layers_[i].name,
                      .elements = layers_[i].elements(),
                      .codec = choice.codec.is_none() ? "none" : choice.codec.spec,
@@ -460,8 +484,7 @@ class GradientReducer::Impl {
   const ReducerOptions options_;
   const int rank_;
   const int size_;
-  Plan plan_;
-  std::exception_ptr plan_error_;
+  std::optional<CurrentPlan> plan_;
   std::optional<MemoryTable> memories_;
   mutable std::mutex mutex_;  // of the caller's side: the open step
   std::vector<std::uint8_t> seen_;
@@ -505,8 +528,9 @@ void GradientReducer::set_loss_scale(double scale) { impl_->set_loss_scale(scale
 void GradientReducer::set_policy(Policy policy) { impl_->set_policy(std::move(policy)); }
 double GradientReducer::loss_scale() const { return impl_->loss_scale(); }
 ReducerStats GradientReducer::stats() const { return impl_->stats(); }
-const Plan& GradientReducer::plan() const { return impl_->plan(); }
+std::shared_ptr<const Plan> GradientReducer::plan() const { return impl_->plan(); }
 const std::vector<Layer>& GradientReducer::layers() const { return impl_->layers(); }
+std::vector<std::string> GradientReducer::take_decisions() { return impl_->take_decisions(); }
 std::string GradientReducer::summary() const { return impl_->summary(); }
 ReducerState GradientReducer::state() const { return impl_->state(); }
 void GradientReducer::restore(const ReducerState& state) { impl_->restore(state); }

@@ -118,7 +118,7 @@ class GradientReducer {
   // method's options. MismatchError from the first reduction when ranks differ in its fields.
   void follow(std::shared_ptr<GradientMethod> method);
   // Goes on by another policy from the next step on: other densities each epoch, say. Between steps
-  // only, and not beside stats(), summary() or plan(), whose codecs end here. Every rank calls it
+  // only. Every rank calls it
   // at the same place: another policy is a MismatchError of the next reduction, but a rank that
   // leaves the call out, or for which it throws, must end. start= and warmup= count from the first
   // step of all, not from here.
@@ -150,11 +150,14 @@ class GradientReducer {
   ReducerStats stats() const;
   // The L2 norm of this rank's residual, one a layer; 0 where it has none. Between steps only.
   std::vector<double> residual_norms() const;
-  const Plan& plan() const;
+  std::shared_ptr<const Plan> plan() const;
   const std::vector<Layer>& layers() const;
   int rank() const;
   int size() const;
   ReduceOp op() const;
+  // What the policy `auto` has decided since the last call, a line each: what it goes by, tries,
+  // keeps or takes back, with the times and bytes that decided. The same on every rank.
+  std::vector<std::string> take_decisions();
   // One paragraph for the log: what is compressed how, what goes dense and why, memory to be taken.
   std::string summary() const;
 

@@ -23,6 +23,8 @@ struct ReducerState {
   std::uint64_t step = 0;
   double loss_scale = 1;
   std::string policy;
+  // Of a policy that chooses codecs: what it had chosen, a spec a layer.
+  std::vector<std::string> codecs = {};
   std::vector<StateEntry> entries;
 };
 

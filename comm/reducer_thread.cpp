@@ -62,10 +62,12 @@ void PendingReduction::complete(std::exception_ptr error) {
 }
 
 ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vector<Layer>& layers,
-                             const Plan& plan, MemoryTable& memories, const ReducerOptions& options)
-    : comm_(std::move(comm)),
+                             CurrentPlan& plan, MemoryTable& memories,
+                             const ReducerOptions& options)
+    : comm_(std::make_unique<MeteredCommunicator>(std::move(comm))),
       layers_(layers),
-      plan_(plan),
+      current_(plan),
+      plan_(plan.get()),
       memories_(memories),
       options_(options),
       sent_before_(comm_->sent_bytes()),
@@ -75,13 +77,15 @@ ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vect
         Key{.stream = options.stream, .parameter = layer.name, .begin = 0, .end = layer.elements()}
             .hash());
   }
-  holds_results_ = may_change_results(plan);
+  holds_results_ = may_change_results(*plan_);
+  wants_tuner_ = plan_->chooses();
+  idle_ = !wants_tuner_;
   counters_.nonfinite_steps.resize(layers.size());
   counters_.joint_bytes.resize(layers.size());
   if (!comm_->traits().survives_failure) {
     watchdog_.emplace(options_.deadline + options_.roll_call_grace, [this] { end_stuck(); });
   }
-  thread_ = std::thread([this] { run(); });
+  thread_ = std::thread([this, tunes = wants_tuner_] { run(tunes); });
 }
 
 ReducerThread::~ReducerThread() {
@@ -101,6 +105,7 @@ void ReducerThread::submit(ReductionJob job) {
   {
     const std::lock_guard lock(mutex_);
     refuse_if_over();
+    job.submitted = Clock::now();
     queue_.push_back(std::move(job));
     idle_ = false;
   }
@@ -144,13 +149,29 @@ void ReducerThread::follow(GradientMethod& method) {
   compare_ = true;
 }
 
-void ReducerThread::plan_changed(const std::string& policy) {
+void ReducerThread::adopt(Plan plan) {
+  const bool means = options_.op == ReduceOp::kMean;
+  current_.set(std::move(plan));
+  layouts_.clear();
+  plan_ = current_.get();
+  memories_.set_plan(plan_, means ? static_cast<float>(comm_->size()) : 1.0F);
+  holds_results_ = may_change_results(*plan_);
+  const std::lock_guard lock(mutex_);
+  std::fill(counters_.joint_bytes.begin(), counters_.joint_bytes.end(), 0);
+}
+
+void ReducerThread::policy_changed(const std::string& policy) {
   const std::lock_guard lock(mutex_);
   policy_ = policy;
   compare_ = true;
-  layouts_.clear();
-  holds_results_ = may_change_results(plan_);
-  std::fill(counters_.joint_bytes.begin(), counters_.joint_bytes.end(), 0);
+  wants_tuner_ = plan_->chooses();
+  tuner_.reset();
+  resumed_.clear();
+}
+
+std::vector<std::string> ReducerThread::take_decisions() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(decisions_, {});
 }
 
 ReducerCounters ReducerThread::counters() const {
@@ -172,7 +193,15 @@ void ReducerThread::abort() noexcept {
   queue_changed_.notify_all();
 }
 
-void ReducerThread::run() {
+void ReducerThread::run(bool tunes) {
+  if (tunes) {
+    try {
+      start_tuner();
+    } catch (...) {
+      fail(std::current_exception());
+    }
+    disarm();
+  }
   while (std::optional<ReductionJob> job = await_step()) {
     try {
       run_step(std::move(*job));
@@ -255,14 +284,14 @@ BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
   for (const BucketLayer& entry : bucket.layers) {
     layers.push_back(entry.layer);
   }
-  LayoutKey key{std::move(layers), phase_at(plan_, step_), mode_};
+  LayoutKey key{std::move(layers), phase_at(*plan_, step_), mode_};
   const auto found = layouts_.find(key);
   if (found != layouts_.end()) {
     return found->second;
   }
   const LayoutContext context{.comm = *comm_,
                               .layers = layers_,
-                              .plan = plan_,
+                              .plan = *plan_,
                               .key_hashes = key_hashes_,
                               .memories = memories_,
                               .mode = mode_,
@@ -291,6 +320,7 @@ void ReducerThread::begin_step() {
     if (!policy.empty()) fields.push_back({"policy", policy});
     shake_hands(*comm_, fields, Clock::now() + options_.deadline);
   }
+  if (wants_tuner_) start_tuner();
   mode_ = method == nullptr ? StepMode::kPolicy : method->begin_step();
   shares_flags_ = mode_ == StepMode::kLocal && told;
 }
@@ -302,13 +332,14 @@ Gradient ReducerThread::prepare(BucketLayer& entry) {
                     .owner = std::move(entry.owner),
                     .loss_scale = step_loss_scale_};
   const TensorView out = gradient.owner ? gradient.source : gradient.mean;
+  sample(entry.layer, gradient.source);
   if (method_ != nullptr) {
     if (method_->prepare(entry.layer, gradient.source, out)) {
       gradient.source = out;
     }
   }
   const bool dense =
-      memories_.forgets(entry.layer) || step_ < plan_.choices[entry.layer].codec.options.start_step;
+      memories_.forgets(entry.layer) || step_ < plan_->choices[entry.layer].codec.options.start_step;
   if (mode_ == StepMode::kPolicy && dense && memories_.release(entry.layer, gradient.source, out)) {
     gradient.source = out;
   }
@@ -487,21 +518,24 @@ void ReducerThread::end_step(bool abandoned) {
   if (nonfinite) {
     error = nonfinite_error();
     for (std::size_t i = 0; i < flagged_.size(); ++i) {
-      if (flagged_[i] != 0 && plan_.choices[i].codec.options.nonfinite == NonFinite::kSkipStep) {
+      if (flagged_[i] != 0 && plan_->choices[i].codec.options.nonfinite == NonFinite::kSkipStep) {
         zero_gradients();
         break;
       }
     }
   }
   publish(skipped);
+  const Clock::time_point end = Clock::now();
   for (ActiveBucket& bucket : active_) {
     complete(bucket, error);
   }
+  if (tuner_) observe(end, !skipped);
   active_.clear();
   std::fill(flagged_.begin(), flagged_.end(), std::uint8_t{0});
   found_.clear();
   drop_stale_layouts();
   ++step_;
+  if (tuner_ && tuner_->due()) tune();
 }
 
 void ReducerThread::zero_gradients() {

@@ -11,6 +11,7 @@
 // The public calls may come from any thread; everything else runs on the thread itself.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -26,11 +27,14 @@
 #include <utility>
 #include <vector>
 
+#include "comm/auto_tuner.h"
 #include "comm/bucket_layout.h"
 #include "comm/communicator.h"
+#include "comm/current_plan.h"
 #include "comm/exchange.h"
 #include "comm/gradient_method.h"
 #include "comm/memory_table.h"
+#include "comm/metered_communicator.h"
 #include "comm/policy.h"
 #include "comm/reducer.h"
 #include "comm/watchdog.h"
@@ -54,6 +58,7 @@ struct ReductionJob {
   bool abandon = false;  // ends the step with a rollback; the bucket is empty
   std::shared_ptr<PendingReduction> reduction;
   std::function<void(std::exception_ptr)> done;
+  Clock::time_point submitted = {};
 };
 
 // Of all steps so far.
@@ -77,7 +82,7 @@ class ReducerThread {
  public:
   // The references outlive the thread. The communicator has at least two ranks.
   ReducerThread(std::unique_ptr<Communicator> comm, const std::vector<Layer>& layers,
-                const Plan& plan, MemoryTable& memories, const ReducerOptions& options);
+                CurrentPlan& plan, MemoryTable& memories, const ReducerOptions& options);
   // Runs what is queued, waits for what is in flight, ends the thread.
   ~ReducerThread();
 
@@ -92,8 +97,14 @@ class ReducerThread {
   void follow(GradientMethod& method);
   // Between steps, when idle. Once it was called, local steps share where NaN and Inf are.
   void set_loss_scale(double scale);
-  // Between steps, when idle: the plan has changed; its policy is compared before the next step.
-  void plan_changed(const std::string& policy);
+  // Between steps, when idle: what is pending is kept.
+  void adopt(Plan plan);
+  // Between steps, when idle: compared with the other ranks' before the next step.
+  void policy_changed(const std::string& policy);
+  // Between steps, when idle: the plan of a job that goes on, a codec's spec a layer.
+  void go_on_with(const std::vector<std::string>& codecs);
+  // What the tuner of an `auto` policy has decided since the last call, a line each.
+  std::vector<std::string> take_decisions();
 
   // Throws the failure of an earlier step, if there was one.
   void check() const;
@@ -109,7 +120,8 @@ class ReducerThread {
     bool finished = false;
   };
 
-  void run();
+  // tunes: a tuner is started before the first step, while the first gradients are computed.
+  void run(bool tunes);
   void run_step(ReductionJob first);
   std::optional<ReductionJob> await_step();
   std::optional<ReductionJob> await_bucket();
@@ -128,6 +140,11 @@ class ReducerThread {
   void wait(BucketGroup& group, const ActiveBucket& bucket);
   void leave_open_step();
   void end_step(bool abandoned);
+  void start_tuner();
+  void observe(Clock::time_point end, bool counts);
+  void tune();
+  void take_log();
+  void sample(std::size_t layer, TensorView gradient);
   void share_flags();
   void refuse_if_over() const;  // with the lock held
   void zero_gradients();
@@ -149,9 +166,10 @@ class ReducerThread {
   // Layers, phase, mode.
   using LayoutKey = std::tuple<std::vector<std::size_t>, std::uint64_t, StepMode>;
   std::map<LayoutKey, BucketLayout> layouts_;
-  const std::unique_ptr<Communicator> comm_;
+  const std::unique_ptr<MeteredCommunicator> comm_;
   const std::vector<Layer>& layers_;
-  const Plan& plan_;
+  CurrentPlan& current_;
+  std::shared_ptr<const Plan> plan_;  // current_'s
   MemoryTable& memories_;
   const ReducerOptions& options_;
   std::vector<std::uint64_t> key_hashes_;
@@ -172,6 +190,12 @@ class ReducerThread {
   double wait_seconds_ = 0;
   std::uint64_t dense_wire_bytes_ = 0;
   Clock::time_point wait_began_;
+
+  // Of an `auto` policy.
+  std::unique_ptr<AutoTuner> tuner_;
+  Clock::time_point step_ended_;
+  double work_before_ = 0;
+  std::array<double, 2> scheduled_before_ = {};  // seconds on a core, and waiting for one
   const ActiveBucket* waiting_for_ = nullptr;
 
   mutable std::mutex mutex_;  // guards what follows
@@ -186,6 +210,9 @@ class ReducerThread {
   std::string policy_;               // after a change
   std::optional<float> loss_scale_;  // where one was told
   bool compare_ = false;  // policy and method with the other ranks', before the next step
+  bool wants_tuner_ = false;
+  std::vector<std::string> resumed_;  // what a tuner begins with; none: empty
+  std::vector<std::string> decisions_;
 
   std::atomic<bool> aborted_{false};
   std::optional<Watchdog> watchdog_;

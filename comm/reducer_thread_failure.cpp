@@ -55,7 +55,7 @@ std::exception_ptr ReducerThread::nonfinite_error() {
       names += names.empty() ? "'" : ", '";
       names += layers_[i].name;
       names += "'";
-      wanted = wanted || plan_.choices[i].codec.options.nonfinite == NonFinite::kError;
+      wanted = wanted || plan_->choices[i].codec.options.nonfinite == NonFinite::kError;
     }
   }
   if (!wanted) {

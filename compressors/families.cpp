@@ -43,7 +43,7 @@ constexpr std::array kFamilies = {
 };
 
 constexpr std::array kLaterFamilies = {
-    LaterWord{"auto", "topk:0.01,values=q8 suits most models; q4 where nothing may be left out"},
+    LaterWord{"auto", "auto is a policy, which chooses among codecs; a codec by itself is topk:0.01,values=q8"},
 };
 constexpr std::array kLaterOptions = {
     LaterWord{"warmup",
@@ -71,40 +71,6 @@ constexpr std::array kCommonOptions = {
 
 constexpr std::array<std::string_view, 3> kStorage = {"fp32", "bf16", "q8"};
 constexpr std::array<std::string_view, 3> kNonFinite = {"propagate", "skip-step", "error"};
-
-CommonOptions read_common(const SpecReader& reader) {
-  CommonOptions options;
-  options.error_feedback = reader.flag("ef", true);
-  options.transactional = reader.flag("transactional", true);
-  options.decay = static_cast<float>(reader.share("decay", 1, false, "0.9"));
-  options.start_step = static_cast<std::uint64_t>(
-      reader.integer("start", 0, 0, std::numeric_limits<std::int64_t>::max()));
-  options.nonfinite = static_cast<NonFinite>(reader.choice("nonfinite", kNonFinite, 0));
-  options.storage = static_cast<ResidualStorage>(reader.choice("memory", kStorage, 0));
-  return options;
-}
-
-std::string common_text(const CommonOptions& options) {
-  std::string text;
-  if (!options.error_feedback) text += ",ef=off";
-  if (!options.transactional) text += ",transactional=off";
-  if (options.decay != 1.0F) {
-    std::array<char, 32> buffer{};
-    const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), options.decay);
-    text += ",decay=" + std::string(buffer.data(), end.ptr);
-  }
-  if (options.start_step != 0) text += ",start=" + std::to_string(options.start_step);
-  if (options.warmup_steps != 0) text += ",warmup=" + std::to_string(options.warmup_steps);
-  if (options.nonfinite != NonFinite::kPropagate) {
-    text += ",nonfinite=";
-    text += kNonFinite[static_cast<std::size_t>(options.nonfinite)];
-  }
-  if (options.storage != ResidualStorage::kFP32) {
-    text += ",memory=";
-    text += kStorage[static_cast<std::size_t>(options.storage)];
-  }
-  return text;
-}
 
 std::vector<std::string_view> family_words() {
   std::vector<std::string_view> words;
@@ -158,6 +124,40 @@ void refuse_momentum(const SpecTokens& tokens, Words known) {
 }
 
 }  // namespace
+
+CommonOptions read_common(const SpecReader& reader) {
+  CommonOptions options;
+  options.error_feedback = reader.flag("ef", true);
+  options.transactional = reader.flag("transactional", true);
+  options.decay = static_cast<float>(reader.share("decay", 1, false, "0.9"));
+  options.start_step = static_cast<std::uint64_t>(
+      reader.integer("start", 0, 0, std::numeric_limits<std::int64_t>::max()));
+  options.nonfinite = static_cast<NonFinite>(reader.choice("nonfinite", kNonFinite, 0));
+  options.storage = static_cast<ResidualStorage>(reader.choice("memory", kStorage, 0));
+  return options;
+}
+
+std::string common_text(const CommonOptions& options) {
+  std::string text;
+  if (!options.error_feedback) text += ",ef=off";
+  if (!options.transactional) text += ",transactional=off";
+  if (options.decay != 1.0F) {
+    std::array<char, 32> buffer{};
+    const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), options.decay);
+    text += ",decay=" + std::string(buffer.data(), end.ptr);
+  }
+  if (options.start_step != 0) text += ",start=" + std::to_string(options.start_step);
+  if (options.warmup_steps != 0) text += ",warmup=" + std::to_string(options.warmup_steps);
+  if (options.nonfinite != NonFinite::kPropagate) {
+    text += ",nonfinite=";
+    text += kNonFinite[static_cast<std::size_t>(options.nonfinite)];
+  }
+  if (options.storage != ResidualStorage::kFP32) {
+    text += ",memory=";
+    text += kStorage[static_cast<std::size_t>(options.storage)];
+  }
+  return text;
+}
 
 Codec make_codec(std::string_view spec) {
   apply_environment_simd();

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "compressors/core/family.h"
+#include "compressors/core/spec.h"
+#include "compressors/core/spec_reader.h"
 
 namespace thinwire {
 
@@ -11,5 +14,8 @@ namespace thinwire {
 std::span<const Family* const> families();
 // The options that every family takes.
 std::span<const FamilyOption> common_options();
+CommonOptions read_common(const SpecReader& reader);
+// ",NAME=VALUE" of each that is not as by default.
+std::string common_text(const CommonOptions& options);
 
 }  // namespace thinwire

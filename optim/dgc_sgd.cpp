@@ -34,7 +34,7 @@ DgcSgd::DgcSgd(GradientReducer& reducer, std::vector<Member> members,
   }
   bool any_topk = false;
   for (std::size_t i = 0; i < size(); ++i) {
-    const bool topk = compressed(i) && is_topk(codec(reducer.plan(), i));
+    const bool topk = compressed(i) && is_topk(codec(*reducer.plan(), i));
     any_topk = any_topk || topk;
     if (topk && first_[group(i)].momentum == 0 && options.clip > 0) {
       refuse("clip with momentum 0 in parameter group " + std::to_string(group(i)),
@@ -45,7 +45,7 @@ DgcSgd::DgcSgd(GradientReducer& reducer, std::vector<Member> members,
       group_of_[layer_index(i)] = group(i);
     }
   }
-  refuse_start(reducer.plan(), kStartHint);
+  refuse_start(*reducer.plan(), kStartHint);
   if (any_compressed() && !any_topk) {
     refuse("no layer has a top-k codec, whose momentum it would correct",
            "use the policy topk:0.001, or another optimizer");

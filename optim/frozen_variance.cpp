@@ -21,7 +21,7 @@ FrozenVariance::FrozenVariance(GradientReducer& reducer, std::string name,
       freeze_(freeze),
       m_(add_slot("exp_avg", SlotKind::kShared)),
       v_(add_slot("exp_avg_sq", SlotKind::kShared)) {
-  refuse_start(reducer.plan(), kStartHint);
+  refuse_start(*reducer.plan(), kStartHint);
 }
 
 void FrozenVariance::set_options(std::vector<AdamOptions> groups) {

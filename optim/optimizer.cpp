@@ -337,8 +337,9 @@ void Optimizer::refuse_start(const Plan& plan, const std::string& instead) const
 }
 
 void Optimizer::refuse_other_members(const Plan& plan, IsKind is, const std::string& why) const {
+  const std::shared_ptr<const Plan> current = reducer_.plan();
   for (std::size_t i = 0; i < size(); ++i) {
-    const Codec& now = codec(reducer_.plan(), i);
+    const Codec& now = codec(*current, i);
     const Codec& next = codec(plan, i);
     if (is(now) != is(next)) {
       throw PolicyError(name_ + ": layer '" + layer(i).name + "': cannot go from the policy '" +

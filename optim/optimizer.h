@@ -99,7 +99,7 @@ class Optimizer : public GradientMethod {
   bool compressed(std::size_t i) const { return compressed_[i]; }
   bool any_compressed() const { return any_compressed_; }
   // The plan has one, however many ranks there are.
-  bool has_codec(std::size_t i) const { return !codec(reducer_.plan(), i).is_none(); }
+  bool has_codec(std::size_t i) const { return !codec(*reducer_.plan(), i).is_none(); }
   const Codec& codec(const Plan& plan, std::size_t i) const {
     return plan.choices[layer_index(i)].codec;
   }

@@ -24,7 +24,7 @@ ZeroOneAdam::ZeroOneAdam(GradientReducer& reducer, std::vector<Member> members,
       v_(add_slot("exp_avg_sq", SlotKind::kShared)),
       u_(add_slot("sum", SlotKind::kOptionalLocal)),
       anchor_(add_slot("anchor", SlotKind::kOptional)) {
-  refuse_start(reducer.plan(), kStartHint);
+  refuse_start(*reducer.plan(), kStartHint);
   if (any_compressed() && size() != layers()) {
     refuse("expected all " + std::to_string(layers()) + " layers of the reducer, got " +
                std::to_string(size()),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -90,7 +91,7 @@ std::vector<std::string_view> split_families(std::string_view text) {
 }
 
 std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape, DType dtype,
-                                            std::span<const std::string_view> families) {
+                                       std::span<const std::string_view> families) {
   const std::int64_t n =
       std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
   std::vector<CandidateCodec> candidates = {
@@ -104,10 +105,10 @@ std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape,
     const Codec codec = make_codec(kind.spec);
     if (codec.linear && !codec.linear->gains(shape)) continue;
     CandidateCodec candidate{.spec = codec.spec,
-                             .curve = kind.curve,
-                             .parameter = kind.parameter,
-                             .values = kind.values,
-                             .bytes = message_bytes(codec, shape, dtype)};
+                        .curve = kind.curve,
+                        .parameter = kind.parameter,
+                        .values = kind.values,
+                        .bytes = message_bytes(codec, shape, dtype)};
     if (kind.curve == Curve::kTopK) {
       const auto elements = static_cast<double>(n);
       candidate.parameter = std::max(std::round(kind.parameter * elements), 1.0) / elements;
@@ -120,6 +121,52 @@ std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape,
     candidates.push_back(std::move(candidate));
   }
   return candidates;
+}
+
+CandidateCodec candidate_of(const Codec& codec) {
+  const SpecTokens tokens = split_spec(codec.spec);
+  const std::string_view family = tokens.family.text;
+  CandidateCodec candidate;
+  candidate.spec = codec.spec;
+  const auto main_number = [&] {
+    double value = 0;
+    const std::string_view text = tokens.main ? tokens.main->text : std::string_view();
+    std::from_chars(text.data(), text.data() + text.size(), value);
+    return value;
+  };
+  const auto is_bits = [&] { return family.size() == 2 && family[0] == 'q'; };
+  bool plain = true;  // no option that changes what is lost
+  for (const SpecOption& option : tokens.options) {
+    const std::string_view name = option.name.text;
+    if (family == "topk" && name == "values") {
+      const auto found = std::find(kTopKValuesWords.begin(), kTopKValuesWords.end(),
+                                   option.value ? option.value->text : std::string_view());
+      candidate.values = static_cast<TopKValues>(found - kTopKValuesWords.begin());
+    } else if (family == "topk" || family == "onebit") {
+      continue;
+    } else {
+      plain = plain && (name == "memory" || name == "nonfinite" || name == "ef");
+    }
+  }
+  if (family == "topk" && candidate.values != TopKValues::kTernary) {
+    candidate.curve = Curve::kTopK;
+    candidate.parameter = main_number();
+  } else if (family == "onebit") {
+    candidate.curve = Curve::kOneBit;
+  } else if (family == "bf16") {
+    candidate.curve = Curve::kBF16;
+  } else if (is_bits() && plain) {
+    candidate.curve = Curve::kQuantize;
+    candidate.parameter = family[1] - '0';
+  } else if (family == "powersgd" && main_number() <= kCurveRanks) {
+    candidate.curve = Curve::kLowRank;
+    candidate.parameter = main_number();
+  } else {
+    throw PolicyError("auto cannot tell what '" + codec.spec +
+                      "' would lose of a gradient\nhint: name bf16, q2 to q8, onebit, topk:DENSITY "
+                      "or powersgd:RANK");
+  }
+  return candidate;
 }
 
 double error(const CandidateCodec& candidate, const ErrorCurves& curves) {

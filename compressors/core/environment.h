@@ -10,5 +10,7 @@ namespace thinwire {
 std::optional<std::string> environment_simd();
 // THINWIRE_POLICY: the policy of programs that have no other way to say it.
 std::optional<std::string> environment_policy();
+// The user's folder for what may be made anew: thinwire in XDG_CACHE_HOME, else in HOME's .cache.
+std::optional<std::string> environment_cache_folder();
 
 }  // namespace thinwire

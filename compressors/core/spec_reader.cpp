@@ -52,6 +52,12 @@ const SpecToken& SpecReader::needed_main(std::string_view what, std::string_view
             example);
 }
 
+std::optional<SpecToken> SpecReader::text(std::string_view name, std::string_view example) const {
+  const SpecOption* option = find(name);
+  if (option == nullptr) return std::nullopt;
+  return value_of(*option, example);
+}
+
 std::size_t SpecReader::choice(std::string_view name, Words words, std::size_t otherwise,
                                std::span<const LaterWord> later) const {
   const SpecOption* option = find(name);

@@ -52,6 +52,8 @@ class SpecReader {
   // Above 0 and finite.
   double positive(std::string_view name, double otherwise, std::string_view example) const;
   bool has(std::string_view name) const { return find(name) != nullptr; }
+  // The value of an option that was given, as it stands there. `example` as above.
+  std::optional<SpecToken> text(std::string_view name, std::string_view example) const;
   // Refuses the word before the colon, offering `instead`.
   [[noreturn]] void refuse_family(const std::string& what, std::string_view instead) const;
   // Refuses an option that was given, and has no other value to offer.

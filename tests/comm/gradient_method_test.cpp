@@ -229,7 +229,7 @@ TEST(GradientMethod, FollowsOneFromTheFirstStep) {
       const auto bad = std::make_shared<Method>();
       bad->options = ",unheard=of";
       EXPECT_THROW(reducer.follow(bad), PolicyError);
-      EXPECT_EQ(reducer.plan().choices[0].codec.spec, "topk:0.05,values=q8");
+      EXPECT_EQ(reducer.plan()->choices[0].codec.spec, "topk:0.05,values=q8");
       reducer.follow(std::make_shared<Method>());
       EXPECT_THROW(reducer.follow(std::make_shared<Method>()), InvalidArgument);
       gradients.fill(0, rank);

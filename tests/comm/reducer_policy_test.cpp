@@ -352,7 +352,7 @@ TEST(ReducerPolicy, TheMethodIsAskedAndGivesItsOptionsAnew) {
     ASSERT_FALSE(is_empty(before));
     reducer.set_policy(Policy::parse("topk:0.2"));
     EXPECT_EQ(method->changes, 1);
-    EXPECT_THAT(reducer.plan().choices[0].codec.spec, HasSubstr("momentum=0.9"));
+    EXPECT_THAT(reducer.plan()->choices[0].codec.spec, HasSubstr("momentum=0.9"));
     EXPECT_EQ(velocities(), before);
     train(rank, reducer, gradients, 3, 2);
   });

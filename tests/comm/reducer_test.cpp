@@ -436,7 +436,7 @@ TEST(Reducer, StatsShareWhatJointLayersSendTogether) {
   run_reducers(2, "topk:k=100,scope=bucket",
                [](int rank, GradientReducer& reducer, Gradients& gradients) {
                  const auto slot = [&](std::int64_t n) {
-                   return reducer.plan().choices[0].codec.payload->slot_bytes(n);
+                   return reducer.plan()->choices[0].codec.payload->slot_bytes(n);
                  };
                  EXPECT_EQ(reducer.stats().layers[2].slot_bytes, slot(2120));
                  EXPECT_THAT(reducer.summary(),

@@ -98,7 +98,7 @@ class Lossless : public ::testing::Test {
         }
       }
       for (std::size_t layer = 0; rank == 0 && layer < layers_.size(); ++layer) {
-        references_[layer].compressed = !trainer.reducer.plan().choices[layer].codec.is_none();
+        references_[layer].compressed = !trainer.reducer.plan()->choices[layer].codec.is_none();
       }
     });
   }

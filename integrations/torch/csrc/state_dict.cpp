@@ -1,5 +1,7 @@
 #include "integrations/torch/csrc/state_dict.h"
 
+#include <pybind11/stl.h>
+
 #include <cstring>
 
 #include "compressors/core/error.h"
@@ -28,7 +30,7 @@ py::dict to_python(const ReducerState& s) {
   return py::dict(py::arg("version") = s.version, py::arg("rank") = s.rank,
                   py::arg("world_size") = s.world_size, py::arg("step") = s.step,
                   py::arg("loss_scale") = s.loss_scale, py::arg("policy") = s.policy,
-                  py::arg("residuals") = residuals);
+                  py::arg("codecs") = s.codecs, py::arg("residuals") = residuals);
 }
 
 ReducerState reducer_state(py::handle value) {
@@ -41,6 +43,9 @@ ReducerState reducer_state(py::handle value) {
     s.step = py::cast<std::uint64_t>(dict["step"]);
     s.loss_scale = py::cast<double>(dict["loss_scale"]);
     s.policy = py::cast<std::string>(dict["policy"]);
+    if (dict.contains("codecs")) {  // earlier versions have none
+      s.codecs = py::cast<std::vector<std::string>>(dict["codecs"]);
+    }
     for (const auto& [key, residual] : py::cast<py::dict>(dict["residuals"])) {
       s.entries.push_back({py::cast<std::string>(key), from_tensor(residual)});
     }

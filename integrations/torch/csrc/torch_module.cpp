@@ -139,6 +139,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("restore", &thinwire::restore)
       .def("summary", &GradientReducer::summary, no_gil)
       .def("residual_norms", &GradientReducer::residual_norms, no_gil)
+      .def("chooses", [](const GradientReducer& reducer) { return reducer.plan()->chooses(); })
+      .def("take_decisions", &GradientReducer::take_decisions, no_gil)
       .def("loss_scale", &GradientReducer::loss_scale)
       .def("last_step_skipped", &GradientReducer::last_step_skipped, no_gil)
       .def("set_loss_scale", &GradientReducer::set_loss_scale, no_gil)

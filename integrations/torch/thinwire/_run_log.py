@@ -81,11 +81,12 @@ class RunLog:
             layers=self._layer_table(),
         )
 
-    def plan(self, policy: str) -> None:
-        """The run goes on by another policy."""
+    def plan(self, policy: str, decisions: Sequence[str] = ()) -> None:
+        """The run goes on by another policy, or as the policy ``auto`` has decided."""
         self._policy = policy
         step = max(self._last_step, self._steps_before + self._native.stats()["steps"])
-        self._append("plan", step=step, policy=policy, layers=self._layer_table())
+        why = {"decisions": list(decisions)} if decisions else {}
+        self._append("plan", step=step, policy=policy, **why, layers=self._layer_table())
 
     def resume(self, step: int) -> None:
         """The run goes on from a saved state, at ``step``."""

@@ -72,8 +72,8 @@ def job_policies(rank: int, size: int) -> None:
     unmatched = 'policy = "q8"\n[[rule]]\nname = "secnd.*"\npolicy = "none"\n'
     with pytest.raises(thinwire.PolicyError, match=r"secnd(.|\n)*second"):
         tw.compress(DDP(Mlp()), unmatched)
-    with pytest.raises(thinwire.NotAvailable):
-        tw.compress(DDP(Mlp()), "auto")
+    with pytest.raises(thinwire.PolicyError, match=r"families(.|\n)*topk"):
+        tw.compress(DDP(Mlp()), "auto,families=topq")
     model = DDP(seeded(Mlp))  # and the job goes on
     tw.compress(model, unmatched.replace("secnd", "second"))
     train(model, rank, range(2))

@@ -84,6 +84,7 @@ def compress(
     _mark(ddp_model, reducer, ours)
     if run_log is not None and is_first:
         reducer._before_forward(run_log.tick)
+    reducer._tell_decisions()
     if is_first:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer

@@ -39,6 +39,8 @@ class Reducer:
         self._before_forward = tell_before_forward  # has a callable called before each one
         self._run_log = run_log
         self._scale_told = False
+        self._decisions: list[str] = []
+        self._tells_decisions = False
 
     def __repr__(self) -> str:
         return f"<thinwire.torch.Reducer policy={self._policy!r}>"
@@ -77,6 +79,33 @@ class Reducer:
         """One paragraph: what is compressed how, what goes dense and why, memory to be taken."""
         return self._native.summary()
 
+    def decisions(self) -> list[str]:
+        """What the policy ``auto`` has decided so far, a line each, the oldest first.
+
+        What it goes by, tries, keeps or takes back, with the times and bytes that decided; the same
+        on every rank. Empty for other policies.
+        """
+        self._take_decisions()
+        return list(self._decisions)
+
+    def _tell_decisions(self) -> None:
+        """From the next forward pass on, where there are any."""
+        if self._native.chooses() and not self._tells_decisions:
+            self._tells_decisions = True
+            self._before_forward(self._take_decisions)
+
+    def _take_decisions(self) -> None:
+        """Log what was decided since the last call; cheap where nothing was."""
+        lines = self._native.take_decisions()
+        if not lines:
+            return
+        self._decisions += lines
+        if self._run_log is not None:
+            self._run_log.plan(self._policy, lines)
+        if self._place()[0] == 0:
+            for line in lines:
+                _logging.say(line)
+
     @property
     def last_step_skipped(self) -> bool:
         """The last step was rolled back: NaN or Inf somewhere, or abandoned. Same on every rank."""
@@ -103,6 +132,7 @@ class Reducer:
         """
         self._native.set_policy(policy)
         self._policy = policy
+        self._tell_decisions()
         if self._run_log is not None:
             self._run_log.plan(policy)
         if self._place()[0] == 0:

@@ -1,0 +1,287 @@
+// GradientReducer with the policy `auto`: whatever it chooses and when, the ranks hold the same
+// bits and every gradient arrives in the end.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <set>
+#include <string_view>
+#include <thread>
+
+#include "comm/reducer.h"
+#include "compressors/core/error.h"
+#include "tests/comm/reducer_fixture.h"
+
+namespace thinwire::testing {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+
+constexpr int kSize = 3;
+constexpr std::uint64_t kSteps = 60;
+
+void reduce(GradientReducer& reducer, Gradients& gradients) {
+  reduce_step(reducer, gradients, kTwoBuckets);
+}
+
+// A network of some bytes a second, one transfer after another, which may change.
+class SlowCommunicator final : public Communicator {
+ public:
+  SlowCommunicator(std::unique_ptr<Communicator> comm, const std::atomic<double>& rate)
+      : comm_(std::move(comm)), rate_(rate) {}
+
+  int rank() const override { return comm_->rank(); }
+  int size() const override { return comm_->size(); }
+  std::string name() const override { return "slow"; }
+  CommunicatorTraits traits() const override { return comm_->traits(); }
+  std::unique_ptr<Transfer> allreduce_sum(TensorView data) override {
+    return slow(2.0 * static_cast<double>(data.bytes()), comm_->allreduce_sum(data));
+  }
+  std::unique_ptr<Transfer> allgather(std::span<const std::byte> in,
+                                      std::span<std::byte> out) override {
+    return slow(static_cast<double>(out.size()), comm_->allgather(in, out));
+  }
+  std::unique_ptr<Transfer> alltoall(std::span<const std::byte> in,
+                                     std::span<std::byte> out) override {
+    return slow(static_cast<double>(in.size()), comm_->alltoall(in, out));
+  }
+  std::vector<int> roll_call(std::chrono::milliseconds grace) override {
+    return comm_->roll_call(grace);
+  }
+  void abort() noexcept override { comm_->abort(); }
+  std::uint64_t sent_bytes() const override { return comm_->sent_bytes(); }
+
+ private:
+  class SlowTransfer final : public Transfer {
+   public:
+    SlowTransfer(std::unique_ptr<Transfer> transfer, Clock::time_point end)
+        : transfer_(std::move(transfer)), end_(end) {}
+    bool done() override { return transfer_->done() && Clock::now() >= end_; }
+    void wait(Deadline deadline) override {
+      transfer_->wait(deadline);
+      std::this_thread::sleep_until(end_);
+    }
+
+   private:
+    std::unique_ptr<Transfer> transfer_;
+    Clock::time_point end_;
+  };
+
+  std::unique_ptr<Transfer> slow(double bytes, std::unique_ptr<Transfer> transfer) {
+    free_ = std::max(free_, Clock::now()) + std::chrono::duration_cast<Clock::duration>(
+                                                std::chrono::duration<double>(bytes / rate_));
+    return std::make_unique<SlowTransfer>(std::move(transfer), free_);
+  }
+
+  std::unique_ptr<Communicator> comm_;
+  const std::atomic<double>& rate_;
+  Clock::time_point free_;
+};
+
+constexpr double kSlow = 2e5;  // bytes a second: an uncompressed step takes half a second
+constexpr double kFast = 1e10;
+
+// Reducers of the small model over such a network.
+void run_slow(const std::string& policy, const std::atomic<double>& rate, const ReducerTest& test) {
+  run_ranks(kSize, [&](int rank, std::unique_ptr<Communicator> comm) {
+    GradientReducer reducer(std::make_unique<SlowCommunicator>(std::move(comm), rate),
+                            small_model(), Policy::parse(policy));
+    const std::vector<Layer> layers = small_model();
+    Gradients gradients(layers);
+    test(rank, reducer, gradients);
+  });
+}
+
+// One value of every rank, on every rank.
+template <typename T>
+class Exchange {
+ public:
+  std::array<T, kSize> all(int rank, const T& mine) {
+    values_[static_cast<std::size_t>(rank)] = mine;
+    barrier_.arrive_and_wait();
+    std::array<T, kSize> values = values_;
+    barrier_.arrive_and_wait();
+    return values;
+  }
+
+ private:
+  std::array<T, kSize> values_{};
+  std::barrier<> barrier_{kSize};
+};
+
+TEST(ReducerAuto, RanksHoldTheSameBitsInEveryStep) {
+  Exchange<std::uint64_t> hashes;
+  Exchange<std::vector<std::string>> plans;
+  std::atomic<double> rate = kSlow;
+  run_slow("auto", rate, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+    std::set<std::vector<std::string>> seen;
+    for (std::uint64_t step = 0; step < kSteps; ++step) {
+      if (rank == 0 && step == kSteps / 2) rate = kFast;
+      gradients.fill(step, rank);
+      reduce(reducer, gradients);
+      seen.insert(reducer.plan()->specs());
+      const auto all = hashes.all(rank, gradients.hash());
+      ASSERT_EQ(all[0], all[1]) << step;
+      ASSERT_EQ(all[0], all[2]) << step;
+    }
+    reducer.state();  // when all is done
+    const auto all = plans.all(rank, reducer.plan()->specs());
+    EXPECT_EQ(all[0], all[1]);
+    EXPECT_EQ(all[0], all[2]);
+    EXPECT_GT(seen.size(), 1U) << "nothing was tried";
+  });
+}
+
+// Sum of what all steps gave + what is pending = sum of the mean gradients.
+TEST(ReducerAuto, EveryGradientArrives) {
+  Exchange<std::vector<float>> all_gradients;
+  for (const char* policy : {"auto", "auto,error=0.9,memory=bf16"}) {
+    std::atomic<double> rate = kSlow;
+    std::atomic<bool> compressed = false;
+    run_slow(policy, rate, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+      const std::size_t layers = reducer.layers().size();
+      std::vector<std::vector<double>> owed(layers);
+      const auto add = [&](std::size_t layer, const std::vector<float>& values, double weight) {
+        owed[layer].resize(values.size());
+        for (std::size_t i = 0; i < values.size(); ++i) owed[layer][i] += weight * values[i];
+      };
+      const auto step = [&] {
+        for (std::size_t layer = 0; layer < layers; ++layer) {
+          for (const auto& values : all_gradients.all(rank, gradients.values(layer))) {
+            add(layer, values, 1.0 / kSize);
+          }
+        }
+        reduce(reducer, gradients);
+        for (std::size_t layer = 0; layer < layers; ++layer)
+          add(layer, gradients.values(layer), -1);
+      };
+      for (std::uint64_t i = 0; i < kSteps; ++i) {
+        if (rank == 0 && i % 20 == 0) rate = i % 40 == 0 ? kSlow : kFast;
+        gradients.fill(i, rank);
+        step();
+        for (const std::string& spec : reducer.plan()->specs()) {
+          if (spec.substr(0, 4) != "none") compressed = true;
+        }
+      }
+      reducer.set_policy(Policy::parse("none"));
+      for (std::size_t layer = 0; layer < layers; ++layer) gradients.zero(layer);
+      step();
+      for (std::size_t layer = 0; layer < layers; ++layer) {
+        // bf16 gradients are rounded each step; residuals of bf16 at random.
+        const bool coarse = reducer.layers()[layer].dtype == DType::kBF16 ||
+                            std::string_view(policy).find("bf16") != std::string_view::npos;
+        for (const double value : owed[layer]) {
+          ASSERT_NEAR(value, 0, coarse ? 2.0 : 1e-3) << policy << " " << layer;
+        }
+      }
+    });
+    EXPECT_TRUE(compressed) << policy;
+  }
+}
+
+TEST(ReducerAuto, SaysWhatItDecidesAndChanges) {
+  run_reducers(kSize, "auto", [](int rank, GradientReducer& reducer, Gradients& gradients) {
+    for (std::uint64_t step = 0; step < kSteps; ++step) {
+      gradients.fill(step, rank);
+      reduce(reducer, gradients);
+    }
+    reducer.state();
+    const std::vector<std::string> decisions = reducer.take_decisions();
+    ASSERT_FALSE(decisions.empty());
+    EXPECT_THAT(decisions[0], HasSubstr("auto: begins with"));
+    EXPECT_TRUE(reducer.take_decisions().empty());
+    EXPECT_THAT(reducer.stats().layers[0].reason, HasSubstr("auto"));
+  });
+}
+
+TEST(ReducerAuto, GoesOnFromAState) {
+  Exchange<ReducerState> states;
+  std::array<ReducerState, kSize> saved;
+  const std::atomic<double> rate = kSlow;
+  run_slow("auto", rate, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+    for (std::uint64_t step = 0; step < 20; ++step) {
+      gradients.fill(step, rank);
+      reduce(reducer, gradients);
+    }
+    const ReducerState state = reducer.state();
+    EXPECT_EQ(state.codecs.size(), reducer.layers().size());
+    const auto all = states.all(rank, state);
+    if (rank == 0) saved = all;
+  });
+  run_slow("auto", rate, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+    const ReducerState& state = saved[static_cast<std::size_t>(rank)];
+    reducer.restore(state);
+    EXPECT_EQ(reducer.plan()->specs(), state.codecs);
+    const ReducerState again = reducer.state();
+    ASSERT_EQ(again.entries.size(), state.entries.size());
+    for (std::size_t i = 0; i < state.entries.size(); ++i) {
+      EXPECT_EQ(again.entries[i].key, state.entries[i].key);
+      EXPECT_EQ(again.entries[i].values, state.entries[i].values);
+    }
+    for (std::uint64_t step = 20; step < 40; ++step) {
+      gradients.fill(step, rank);
+      reduce(reducer, gradients);
+    }
+  });
+}
+
+TEST(ReducerAuto, ComesAndGoesBySetPolicy) {
+  run_reducers(kSize, "topk:0.05", [](int rank, GradientReducer& reducer, Gradients& gradients) {
+    std::uint64_t step = 0;
+    for (const char* policy : {"auto", "q4", "auto,families=topk", "none", "auto"}) {
+      reducer.set_policy(Policy::parse(policy));
+      for (int i = 0; i < 12; ++i) {
+        gradients.fill(step++, rank);
+        reduce(reducer, gradients);
+      }
+    }
+  });
+}
+
+TEST(ReducerAuto, AStepWithNanIsNothingToIt) {
+  run_reducers(kSize, "auto,nonfinite=skip-step",
+               [](int rank, GradientReducer& reducer, Gradients& gradients) {
+                 for (std::uint64_t step = 0; step < 40; ++step) {
+                   gradients.fill(step, rank);
+                   if (step % 3 == 1 && rank == 1) gradients.set(2, 5, std::nanf(""));
+                   reduce(reducer, gradients);
+                   for (const float value : gradients.values(2)) ASSERT_TRUE(std::isfinite(value));
+                 }
+                 EXPECT_EQ(reducer.stats().skipped_steps, 13U);
+               });
+}
+
+TEST(ReducerAuto, OneRankAlone) {
+  run_reducers(1, "auto", [](int rank, GradientReducer& reducer, Gradients& gradients) {
+    gradients.fill(0, rank);
+    const std::uint64_t hash = gradients.hash();
+    reduce(reducer, gradients);
+    EXPECT_EQ(gradients.hash(), hash);
+    EXPECT_TRUE(reducer.take_decisions().empty());
+  });
+}
+
+class SilentMethod final : public GradientMethod {
+ public:
+  std::vector<HandshakeField> fields() const override { return {}; }
+  StepMode begin_step() override { return StepMode::kPolicy; }
+  bool prepare(std::size_t, TensorView, TensorView) override { return false; }
+};
+
+TEST(ReducerAuto, RefusesAnOptimizerThatMustKnowTheCodecs) {
+  run_reducers(kSize, "auto", [](int, GradientReducer& reducer, Gradients&) {
+    EXPECT_THROW(reducer.follow(std::make_shared<SilentMethod>()), PolicyError);
+  });
+  run_reducers(kSize, "topk:0.05", [](int, GradientReducer& reducer, Gradients&) {
+    reducer.follow(std::make_shared<SilentMethod>());
+    EXPECT_THROW(reducer.set_policy(Policy::parse("auto")), PolicyError);
+  });
+}
+
+}  // namespace
+}  // namespace thinwire::testing
