@@ -21,6 +21,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/collective_cost.h"
 #include "compressors/core/spec.h"
 #include "compressors/core/tensor_view.h"
 
@@ -56,6 +57,8 @@ class Policy {
     Codec codec;
     std::string reason;
     std::optional<std::size_t> rule = {};  // the one that decided, from 0
+    // Above 0: the layer is split-reduced, in so many ranges (comm/exchange.h). Plan's business.
+    int split_ranges = 0;
   };
   Choice choose(const Layer& layer) const;
 
@@ -81,6 +84,13 @@ struct Plan {
   // no layer: the message says what decided the layers that it matches, or lists those with the
   // names nearest to the rule's.
   static Plan make(const Policy& policy, const std::vector<Layer>& layers);
+
+  // Chooses how the layers whose codec may be split travel, all in one way: by split-reduce where
+  // it is predicted to take less than an allgather in buckets of 25 MiB of fp32 gradients (the
+  // default of PyTorch's DDP), and there are at least `least_ranks`. It goes by the plan as a
+  // whole, not by buckets or steps, since memories are cut as the layers are.
+  void choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,
+                    int least_ranks);
 };
 
 }  // namespace thinwire

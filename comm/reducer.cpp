@@ -45,6 +45,9 @@ std::vector<HandshakeField> handshake_fields(const std::vector<Layer>& layers, c
       {"operation", options.op == ReduceOp::kMean ? "mean" : "sum"},
       {"stream", options.stream},
       {"ride_along_bytes", std::to_string(options.ride_along_bytes)},
+      {"link", std::to_string(options.link.latency_seconds * 1e6) + " us, " +
+                   std::to_string(options.link.bytes_per_second) + " bytes/s"},
+      {"split_from_ranks", std::to_string(options.split_from_ranks)},
       {"number of layers", std::to_string(layers.size())},
   };
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -285,7 +288,7 @@ class GradientReducer::Impl {
     check_number("world size", size_, state.world_size);
     check_state(state.policy == policy_.text(), "policy", "'" + policy_.text() + "'",
                 "'" + state.policy + "'");
-    memories_->restore(state.entries);
+    memories_->restore(state.entries, owner_weight());
     if (state.loss_scale != loss_scale_) {
       keep_loss_scale(state.loss_scale);
     }
@@ -308,6 +311,7 @@ class GradientReducer::Impl {
   void plan_or_error() {
     try {
       plan_ = Plan::make(policy_, layers_);
+      choose_split(plan_);
     } catch (const PolicyError&) {
       plan_error_ = std::current_exception();
     }
@@ -331,10 +335,20 @@ class GradientReducer::Impl {
     return plan;
   }
 
+  void choose_split(Plan& plan) const {
+    plan.choose_split(layers_, size_, options_.link, options_.split_from_ranks);
+  }
+
+  // What an owner holds, as a share of what a worker would.
+  float owner_weight() const {
+    return options_.op == ReduceOp::kMean ? static_cast<float>(size_) : 1.0F;
+  }
+
   // The memories know the codecs of the old plan until they have those of the new one.
   void adopt(Plan plan) {
+    choose_split(plan);
     std::swap(plan_, plan);
-    memories_->set_plan(plan_, options_.op == ReduceOp::kMean ? static_cast<float>(size_) : 1.0F);
+    memories_->set_plan(plan_, owner_weight());
   }
 
   void greet(Communicator& comm) const {
