@@ -86,8 +86,8 @@ struct Plan {
   static Plan make(const Policy& policy, const std::vector<Layer>& layers);
 
   // Chooses how the layers whose codec may be split travel, all in one way: by split-reduce where
-  // it is predicted to take less than an allgather in buckets of 25 MiB of fp32 gradients (the
-  // default of PyTorch's DDP), and there are at least `least_ranks`. It goes by the plan as a
+  // it is predicted to take a tenth less than an allgather in buckets of 25 MiB of fp32 gradients
+  // (the default of PyTorch's DDP), and there are at least `least_ranks`. It goes by the plan as a
   // whole, not by buckets or steps, since memories are cut as the layers are.
   void choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,
                     int least_ranks);
