@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.cache/pycache
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help system setup build release demo test bench convergence lint fuzz asan tsan clean distclean
+.PHONY: help system setup build release demo test bench convergence scale lint fuzz asan tsan clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: release  ## the benchmarks: codecs and peers, step times over emulated li
 
 convergence: release  ## hours: trains six tasks by every method, goes on where it was stopped; HOURS=2: at most that long
 	@$(py) -m tests.convergence all $(if $(HOURS),--hours $(HOURS))
+
+scale: release  ## minutes: 8 to 1,024 ranks on a simulated network; writes docs/scale.md
+	@$(py) -m cluster.scale
 
 lint: build  ## clang-format, clang-tidy, ruff, mypy
 	@$(py) scripts/lint.py

@@ -12,7 +12,7 @@ using Members = std::vector<std::size_t>;
 
 struct Split {
   Members sparse;
-  Members requantising;
+  Members requantising;  // and sparse ones that are split-reduced
   Members linear;
   Members dense;    // fp32, bf16, fp16
   Members dense16;  // bf16 and fp16, where they are worth messages of their own
@@ -49,7 +49,9 @@ Split split_layers(const LayoutContext& context, const std::vector<std::size_t>&
     } else if (codec.linear) {
       split.linear.push_back(i);
     } else {
-      (codec.payload->traits().sparse ? split.sparse : split.requantising).push_back(i);
+      const bool allgathered =
+          codec.payload->traits().sparse && context.plan.choices[indices[i]].split_ranges == 0;
+      (allgathered ? split.sparse : split.requantising).push_back(i);
     }
   }
   return split;
@@ -115,6 +117,7 @@ std::vector<ExchangeLayer> exchange_layers(const LayoutContext& context,
     if (compressed_at(context, codec, step)) {
       entry.payload = codec.payload_at(step);
       entry.linear = codec.linear.get();
+      entry.split_ranges = context.plan.choices[indices[i]].split_ranges;
     } else if (by_cast) {
       entry.payload = &own_cast(layer.dtype);
     }

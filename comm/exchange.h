@@ -27,6 +27,8 @@ struct ExchangeLayer {
   std::uint64_t key_hash = 0;             // of the whole layer's Key
   const PayloadCodec* payload = nullptr;  // one of the two, or neither: dense
   const LinearCodec* linear = nullptr;
+  // Split-reduce: the number of ranges, from split_ranges(). 0: the codec's granularity decides.
+  int split_ranges = 0;
   // nonfinite=error: the first NaN or Inf is looked for where there is one. The residual then never
   // takes the gradient's memory, in which it is looked for.
   bool names_nonfinite = false;
@@ -107,10 +109,15 @@ std::unique_ptr<Exchange> make_sparse_exchange(Communicator& comm,
                                                MemoryStore& memories);
 // collectives/requantising.cpp: each layer is cut into P ranges at multiples of the codec's
 // granularity; ranges go to their owner, who sums in fp32 in rank order, re-encodes with its own
-// residual and sends to all. Owner p of range i is (i + key_hash) mod P.
+// residual and sends to all. Owner p of range i is (i + key_hash) mod P. With split_ranges it is
+// the split-reduce of sparse codecs: a rank sends twice its own entries, however large P is.
 std::unique_ptr<Exchange> make_requantising_exchange(Communicator& comm,
                                                      std::vector<ExchangeLayer> layers,
                                                      MemoryStore& memories);
+// Into how many ranges split-reduce cuts a layer of n elements: P, or fewer where their payloads
+// would be mostly headers. Memories are kept a range, so this must be asked with one codec, not
+// with each of a warm-up. 0 where the codec cannot be split.
+int split_ranges(const PayloadCodec& codec, std::int64_t n, int ranks);
 // collectives/linear.cpp: the projections of all layers in one flat fp32 buffer a round, summed by
 // the transport.
 std::unique_ptr<Exchange> make_linear_exchange(Communicator& comm,

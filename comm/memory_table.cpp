@@ -51,49 +51,56 @@ MemoryTable::MemoryTable(const std::vector<Layer>& layers, std::shared_ptr<const
     : layers_(layers), plan_(std::move(plan)) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     index_.emplace(layers[i].name, i);
-    info_.push_back(describe(layers[i], plan_->choices[i].codec));
+    info_.push_back(describe(layers[i], plan_->choices[i]));
   }
 }
 
-MemoryTable::LayerInfo MemoryTable::describe(const Layer& layer, const Codec& codec) {
+MemoryTable::LayerInfo MemoryTable::describe(const Layer& layer, const Policy::Choice& choice) {
+  const Codec& codec = choice.codec;
   return {.elements = layer.elements(),
           .remembers = remembers(codec),
           .options = {.transactional = codec.options.transactional,
                       .storage = codec.options.storage,
                       .decay = codec.options.decay},
-          .codec = &codec};
+          .codec = &codec,
+          .split_ranges = choice.split_ranges};
+}
+
+MemoryTable::Pending MemoryTable::pending(std::size_t layer, float owner_weight) {
+  Pending sum;
+  const auto add = [&](const Slot& slot, std::span<const float> values, float weight,
+                       std::vector<float>& to) {
+    to.resize(static_cast<std::size_t>(info_[layer].elements));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      to[static_cast<std::size_t>(slot.begin) + i] += weight * values[i];
+    }
+  };
+  for (auto held = first_of(layer); held != memories_.end() && held->first.layer == layer; ++held) {
+    const auto& [slot, memory] = *held;
+    std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
+    memory->read(residual);
+    const bool owner = slot.role == MemoryRole::kOwner;
+    add(slot, residual, owner ? owner_weight : 1.0F, sum.residual);
+    if (!owner && !memory->velocity().empty()) add(slot, memory->velocity(), 1, sum.velocity);
+  }
+  return sum;
 }
 
 void MemoryTable::set_plan(std::shared_ptr<const Plan> plan, float owner_weight) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const Codec& codec = plan->choices[i].codec;
-    if (codec.spec == info_[i].codec->spec) {
-      info_[i].codec = &codec;
+    const Policy::Choice& choice = plan->choices[i];
+    if (choice.codec.spec == info_[i].codec->spec && choice.split_ranges == info_[i].split_ranges) {
+      info_[i].codec = &choice.codec;
       continue;
     }
-    std::vector<float> pending;
-    std::vector<float> velocity;
-    const auto add = [&](const Slot& slot, std::span<const float> values, float weight,
-                         std::vector<float>& sum) {
-      sum.resize(static_cast<std::size_t>(info_[i].elements));
-      for (std::size_t j = 0; j < values.size(); ++j) {
-        sum[static_cast<std::size_t>(slot.begin) + j] += weight * values[j];
-      }
-    };
-    for (auto held = first_of(i); held != memories_.end() && held->first.layer == i; ++held) {
-      const auto& [slot, memory] = *held;
-      std::vector<float> residual(static_cast<std::size_t>(memory->elements()));
-      memory->read(residual);
-      const bool owner = slot.role == MemoryRole::kOwner;
-      add(slot, residual, owner ? owner_weight : 1.0F, pending);
-      if (!owner && !memory->velocity().empty()) add(slot, memory->velocity(), 1, velocity);
-    }
+    const auto [residual, velocity] = pending(i, owner_weight);
     forget(i);
-    info_[i] = describe(layers_[i], codec);
-    if (!pending.empty()) {
-      put_residual(i, pending);
-      const Slot whole{i, MemoryRole::kWorker, 0, info_[i].elements};
-      if (needs(whole).velocity && !velocity.empty()) at(whole).restore_velocity(velocity);
+    info_[i] = describe(layers_[i], choice);
+    if (!residual.empty()) {
+      put_residual(i, residual);
+      if (needs(whole(i)).velocity && !velocity.empty()) {
+        at(whole(i)).restore_velocity(velocity);
+      }
     }
   }
   plan_ = std::move(plan);
@@ -112,10 +119,24 @@ std::span<const float> MemoryTable::residual(std::size_t layer) {
   return any ? std::span<const float>(copy_) : std::span<const float>();
 }
 
+// Memories that memory() has given out stay where they are.
+void MemoryTable::undo_split(std::size_t layer, float owner_weight) {
+  const auto cut = [&](const Slot& slot) { return slot.layer == layer && slot != whole(layer); };
+  if (std::none_of(memories_.begin(), memories_.end(),
+                   [&](const auto& entry) { return cut(entry.first); })) {
+    return;
+  }
+  const Pending sum = pending(layer, owner_weight);
+  const bool given_out = memories_.contains(whole(layer)) && !restored_.contains(whole(layer));
+  std::erase_if(memories_, [&](const auto& entry) { return cut(entry.first); });
+  std::erase_if(restored_, cut);
+  at(whole(layer)).restore(sum.residual);
+  if (!given_out) restored_.insert(whole(layer));
+}
+
 void MemoryTable::put_residual(std::size_t layer, std::span<const float> residual) {
-  const Slot whole{layer, MemoryRole::kWorker, 0, info_[layer].elements};
-  at(whole).restore(residual);
-  restored_.insert(whole);
+  at(whole(layer)).restore(residual);
+  restored_.insert(whole(layer));
 }
 
 Memory* MemoryTable::memory(std::string_view name, std::int64_t begin, std::int64_t end,
@@ -354,7 +375,7 @@ std::vector<StateEntry> MemoryTable::save() const {
   return entries;
 }
 
-void MemoryTable::restore(const std::vector<StateEntry>& entries) {
+void MemoryTable::restore(const std::vector<StateEntry>& entries, float owner_weight) {
   std::map<std::pair<Slot, Part>, const StateEntry*> wanted;
   for (const StateEntry& entry : entries) {
     const auto [slot, part] = parse_key(entry.key);
@@ -395,6 +416,12 @@ void MemoryTable::restore(const std::vector<StateEntry>& entries) {
   }
   for (const Slot& slot : given_out) {
     cut_restored(slot);
+  }
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const PayloadCodec* codec = info_[i].codec->payload.get();
+    if (codec != nullptr && codec->traits().splits && info_[i].split_ranges == 0) {
+      undo_split(i, owner_weight);
+    }
   }
 }
 

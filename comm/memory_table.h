@@ -22,6 +22,11 @@
 
 namespace thinwire {
 
+// What an owner's residual counts beside a worker's.
+inline float owner_weight(ReduceOp op, int ranks) {
+  return op == ReduceOp::kMean ? static_cast<float>(ranks) : 1.0F;
+}
+
 class MemoryTable final : public MemoryStore {
  public:
   // `layers` outlive the table; the plan has a choice for each.
@@ -44,10 +49,10 @@ class MemoryTable final : public MemoryStore {
   // call.
   std::span<const float> residual(std::size_t layer);
 
-  // Another plan for the same layers. Where a layer's codec is another one, what is pending becomes
-  // its worker's residual: the sum of what workers hold, and of what owners hold times
-  // `owner_weight`. A velocity stays where both codecs have one; a codec's own state is forgotten.
-  // Memories of such layers that were given out before are gone.
+  // Another plan for the same layers. Where a layer's codec is another one, or its split-reduce
+  // begins or ends, what is pending becomes its worker's residual: the sum of what workers hold, and
+  // of what owners hold times `owner_weight`. A velocity stays where both codecs have one; a codec's
+  // own state is forgotten. Memories of such layers that were given out before are gone.
   void set_plan(std::shared_ptr<const Plan> plan, float owner_weight);
 
   // Adds what the layer's workers hold to `source`, rounded once into `out`, which is `source` or
@@ -63,9 +68,10 @@ class MemoryTable final : public MemoryStore {
 
   // One entry a part of a memory, in the order of their keys.
   std::vector<StateEntry> save() const;
-  // Replaces everything; memories without an entry are cleared. InvalidArgument, with nothing
-  // changed, when an entry names no layer, range or role of this table.
-  void restore(const std::vector<StateEntry>& entries);
+  // Replaces everything; memories without an entry are cleared. What comes of a split-reduce and is
+  // none here is put together as by set_plan(). InvalidArgument, with nothing changed, when an
+  // entry names no layer, range or role of this table.
+  void restore(const std::vector<StateEntry>& entries, float owner_weight);
 
  private:
   struct Slot {
@@ -82,9 +88,20 @@ class MemoryTable final : public MemoryStore {
     bool remembers = false;
     MemoryOptions options;
     const Codec* codec = nullptr;  // in plan_
+    int split_ranges = 0;
+  };
+  // What a layer's memories hold together, over all its elements; empty where they hold nothing.
+  struct Pending {
+    std::vector<float> residual;
+    std::vector<float> velocity;
   };
 
-  static LayerInfo describe(const Layer& layer, const Codec& codec);
+  static LayerInfo describe(const Layer& layer, const Policy::Choice& choice);
+  Pending pending(std::size_t layer, float owner_weight);
+  void undo_split(std::size_t layer, float owner_weight);
+  Slot whole(std::size_t layer) const {
+    return {layer, MemoryRole::kWorker, 0, info_[layer].elements};
+  }
   // Of a layer's memories, which follow one another.
   Memories::iterator first_of(std::size_t layer);
   void forget(std::size_t layer);

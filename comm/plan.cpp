@@ -2,14 +2,21 @@
 #include <numeric>
 #include <span>
 
+#include "comm/collective_cost.h"
+#include "comm/exchange.h"
 #include "comm/policy.h"
 #include "compressors/core/error.h"
+#include "compressors/core/payload.h"
 #include "compressors/core/spelling.h"
 
 namespace thinwire {
 namespace {
 
 constexpr std::size_t kNamesShown = 5;
+constexpr double kBucketBytes = 25.0 * 1024 * 1024;
+// Split-reduce must gain a tenth: its alltoall, which crosses a network with all that it carries,
+// suffers most from what a prediction does not know (docs/scale.md).
+constexpr double kSplitShare = 1 / 1.1;
 
 // A glob's stars would only add to the distance.
 std::string without_wildcards(std::string glob) {
@@ -128,6 +135,38 @@ bool Plan::chooses() const {
   return std::any_of(choices.begin(), choices.end(), [](const Policy::Choice& choice) {
     return choice.automatic != nullptr;
   });
+}
+
+void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,
+                        int least_ranks) {
+  double gradient_bytes = 0;
+  double to_all = 0;     // bytes of this rank's payloads
+  double to_owners = 0;  // the same of the ranges that one owner gets
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    Policy::Choice& choice = choices[i];
+    choice.split_ranges = 0;
+    const std::int64_t n = layers[i].elements();
+    if (choice.codec.payload == nullptr || n == 0 || world_size < least_ranks) {
+      continue;
+    }
+    const PayloadCodec& codec = *choice.codec.payload;
+    choice.split_ranges = split_ranges(codec, n, world_size);
+    if (choice.split_ranges == 0) {
+      continue;
+    }
+    gradient_bytes += static_cast<double>(n) * sizeof(float);
+    to_all += static_cast<double>(codec.slot_bytes(n));
+    to_owners += static_cast<double>(codec.slot_bytes(n / choice.split_ranges)) *
+                 choice.split_ranges / world_size;
+  }
+  const double share = std::min(1.0, kBucketBytes / std::max(gradient_bytes, 1.0));
+  const double header = kPayloadHeaderBytes;
+  if (requantising_seconds(link, world_size, header + share * to_owners) >=
+      kSplitShare * sparse_seconds(link, world_size, header + share * to_all)) {
+    for (Policy::Choice& choice : choices) {
+      choice.split_ranges = 0;
+    }
+  }
 }
 
 }  // namespace thinwire

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "comm/auto_options.h"
+#include "comm/collective_cost.h"
 #include "compressors/core/spec.h"
 #include "compressors/core/tensor_view.h"
 
@@ -71,6 +72,8 @@ class Policy {
     std::string reason;
     std::optional<std::size_t> rule = {};               // the one that decided, from 0
     std::shared_ptr<const AutoOptions> automatic = {};  // the codec is the reducer's choice
+    // Above 0: the layer is split-reduced, in so many ranges (comm/exchange.h). Plan's business.
+    int split_ranges = 0;
   };
   Choice choose(const Layer& layer) const;
 
@@ -103,6 +106,13 @@ struct Plan {
   std::vector<std::string> specs() const;
   // The policy leaves some layer's codec to the reducer.
   bool chooses() const;
+
+  // Chooses how the layers whose codec may be split travel, all in one way: by split-reduce where
+  // it is predicted to take a tenth less than an allgather in buckets of 25 MiB of fp32 gradients
+  // (the default of PyTorch's DDP), and there are at least `least_ranks`. It goes by the plan as a
+  // whole, not by buckets or steps, since memories are cut as the layers are.
+  void choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,
+                    int least_ranks);
 };
 
 }  // namespace thinwire

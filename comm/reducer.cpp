@@ -46,6 +46,9 @@ std::vector<HandshakeField> handshake_fields(const std::vector<Layer>& layers, c
       {"operation", options.op == ReduceOp::kMean ? "mean" : "sum"},
       {"stream", options.stream},
       {"ride_along_bytes", std::to_string(options.ride_along_bytes)},
+      {"link", std::to_string(options.link.latency_seconds * 1e6) + " us, " +
+                   std::to_string(options.link.bytes_per_second) + " bytes/s"},
+      {"split_from_ranks", std::to_string(options.split_from_ranks)},
       {"number of layers", std::to_string(layers.size())},
   };
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -80,7 +83,9 @@ class GradientReducer::Impl {
     // policy that differs between ranks is better told as that.
     std::exception_ptr error;
     try {
-      plan_.emplace(Plan::make(policy_, layers_));
+      Plan plan = Plan::make(policy_, layers_);
+      plan.choose_split(layers_, size_, options_.link, options_.split_from_ranks);
+      plan_.emplace(std::move(plan));
     } catch (const PolicyError&) {
       error = std::current_exception();
     }
@@ -316,7 +321,7 @@ class GradientReducer::Impl {
                   std::to_string(layers_.size()), std::to_string(state.codecs.size()));
       if (thread_) thread_->go_on_with(state.codecs);
     }
-    memories_->restore(state.entries);
+    memories_->restore(state.entries, owner_weight(options_.op, size_));
     if (state.loss_scale != loss_scale_) {
       keep_loss_scale(state.loss_scale);
     }
@@ -357,7 +362,7 @@ class GradientReducer::Impl {
       thread_->adopt(std::move(plan));
     } else {
       plan_->set(std::move(plan));
-      memories_->set_plan(plan_->get(), 1.0F);
+      memories_->set_plan(plan_->get(), owner_weight(options_.op, size_));
     }
   }
 

@@ -30,6 +30,11 @@ struct ReducerOptions {
   // fp32 bytes * (P - 1) stay under this: about the wire time of one collective's latency. Those of
   // bf16 and fp16 travel in 16 bits, by a collective more, where their fp32 bytes are over it.
   std::size_t ride_along_bytes = 65'536;
+  // Sparse layers are split-reduced where that is predicted to be faster on this link, from so many
+  // ranks on: then k entries of a sum come out, where an allgather gives all of up to P k, and the
+  // others stay with their owners for later steps. The same on all ranks, measured or not.
+  Link link = {};
+  int split_from_ranks = 16;
   // Where the transport cannot survive a lost peer (MPI): `report` gets the message of the
   // PeerLost, or of what else ends this rank's part; then `end_program` is called and should not
   // return (MPI_Abort). In the handshake both are called on the constructor's thread, later on a

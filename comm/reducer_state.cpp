@@ -75,6 +75,11 @@ void add(const StateEntry& entry, const ParsedStateKey& key, double weight, Sums
   }
 }
 
+std::int64_t elements_of(const Sums& sums, std::string_view layer) {
+  const auto found = sums.find(std::string(layer));
+  return found == sums.end() ? 0 : static_cast<std::int64_t>(found->second.size());
+}
+
 void emit(const Sums& sums, std::string_view role, std::vector<StateEntry>& entries) {
   for (const auto& [layer, sum] : sums) {
     StateEntry& entry = entries.emplace_back();
@@ -128,8 +133,11 @@ ReducerState reshard(std::span<const ReducerState> states, int rank, int world_s
   }
   emit(residuals, kWorker, result.entries);
   emit(velocities, kVelocity, result.entries);
+  // A codec's own state is of one range; where a layer was split, others begin anew.
   for (const StateEntry& entry : model.entries) {
-    if (parse_state_key(entry.key).role == kWorkerState) {
+    const ParsedStateKey key = parse_state_key(entry.key);
+    if (key.role == kWorkerState && key.range && key.range->begin == 0 &&
+        key.range->end == elements_of(residuals, key.layer)) {
       result.entries.push_back(entry);
     }
   }

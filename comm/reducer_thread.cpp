@@ -150,11 +150,11 @@ void ReducerThread::follow(GradientMethod& method) {
 }
 
 void ReducerThread::adopt(Plan plan) {
-  const bool means = options_.op == ReduceOp::kMean;
+  plan.choose_split(layers_, comm_->size(), options_.link, options_.split_from_ranks);
   current_.set(std::move(plan));
   layouts_.clear();
   plan_ = current_.get();
-  memories_.set_plan(plan_, means ? static_cast<float>(comm_->size()) : 1.0F);
+  memories_.set_plan(plan_, owner_weight(options_.op, comm_->size()));
   holds_results_ = may_change_results(*plan_);
   const std::lock_guard lock(mutex_);
   std::fill(counters_.joint_bytes.begin(), counters_.joint_bytes.end(), 0);

@@ -77,7 +77,7 @@ MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& pla
     forecast.residual_bytes += generations(codec) * (fp32_bytes + kept_bytes(layers[i], codec));
     if (!codec.payload) {
       forecast.buffer_bytes += message;  // reduced in place
-    } else if (codec.payload->traits().sparse) {
+    } else if (codec.payload->traits().sparse && plan.choices[i].split_ranges == 0) {
       forecast.buffer_bytes += (1 + ranks) * message;
     } else {
       forecast.residual_bytes += generations(codec) * fp32_bytes / ranks;  // as owner
@@ -103,7 +103,8 @@ std::string summarise(const std::vector<Layer>& layers, const Policy& policy, co
     if (choice.codec.is_none() && reason.find(" < ") != std::string::npos) {
       reason = "dense: fewer than min_elements";
     }
-    group[choice.codec.is_none() ? reason : choice.codec.spec].add(layers[i], choice.codec);
+    const std::string way = choice.split_ranges > 0 ? " by split-reduce" : "";
+    group[choice.codec.is_none() ? reason : choice.codec.spec + way].add(layers[i], choice.codec);
   }
   std::string text = "thinwire: " + std::to_string(layers.size()) + " layers, " +
                      std::to_string(all.elements) + " elements on " + std::to_string(world_size) +

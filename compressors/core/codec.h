@@ -31,6 +31,9 @@ struct Traits {
   // bytes as inside the whole, unless random numbers or one scale go by all that is encoded.
   // 0: only the whole tensor.
   std::int64_t granularity = 1;
+  // sparse: ranges of a tensor may go to owners, who sum what they get and encode it again
+  // (split-reduce). Each range sends its share of what the whole would, chosen within the range.
+  bool splits = false;
 };
 
 struct EncodeResult {

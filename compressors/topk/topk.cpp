@@ -76,7 +76,10 @@ class TopKCodec final : public PayloadCodec, public JointCodec {
   }
 
   Traits traits() const override {
-    return {.sparse = true, .exact_sum = options_.values == TopKValues::kF32, .granularity = 0};
+    return {.sparse = true,
+            .exact_sum = options_.values == TopKValues::kF32,
+            .granularity = 0,
+            .splits = splits()};
   }
 
   std::size_t slot_bytes(std::int64_t n) const override;
@@ -104,6 +107,11 @@ class TopKCodec final : public PayloadCodec, public JointCodec {
   std::int64_t keep_together(std::int64_t n) const;
   // Entries of an n-element tensor.
   std::int64_t keep(std::int64_t n) const;
+  // A count is not shared out; a momentum would be applied to owners' sums again; a bucket's
+  // entries compete with those of all its ranges.
+  bool splits() const {
+    return options_.k == 0 && !options_.momentum && options_.scope == TopKScope::kLayer;
+  }
   // How many of n elements are selected together, and how.
   topk::Choice choice(std::int64_t n) const;
   // Drops the smallest entries that the slot has no room for.

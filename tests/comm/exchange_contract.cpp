@@ -25,6 +25,8 @@ const char* collective_name(Collective collective) {
       return "dense";
     case Collective::kSparse:
       return "sparse";
+    case Collective::kSplit:
+      return "split";
     case Collective::kRequantising:
       return "requantising";
     case Collective::kLinear:
@@ -58,6 +60,10 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"topk:0.02,values=bf16,select=sampled", Collective::kSparse},
       {"topk:0.02,values=q8,scope=bucket", Collective::kSparse},
       {"topk:0.3", Collective::kRequantising},
+      {"topk:0.02", Collective::kSplit},
+      {"topk:0.3,values=bf16,select=sampled", Collective::kSplit},
+      {"topk:0.05,values=q8,select=carried", Collective::kSplit},
+      {"topk:0.2,values=q4,chunk=64", Collective::kSplit},
       {"q4", Collective::kRequantising},
       {"onebit", Collective::kRequantising},
       {"q8,block=64,stochastic", Collective::kRequantising},
@@ -73,6 +79,7 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
   const Kinds one_each = {
       {"none", Collective::kDense},
       {"topk:0.05,values=q8", Collective::kSparse},
+      {"topk:0.05,values=q8", Collective::kSplit},
       {"q4", Collective::kRequantising},
       {"powersgd:2", Collective::kLinear},
   };
@@ -176,8 +183,12 @@ Model::Model(Communicator& comm, const ExchangeCase& c, const std::vector<std::i
     layer.key_hash = Key{.parameter = names_[i], .begin = 0, .end = sizes[i]}.hash();
     layer.payload = codec_.payload.get();
     layer.linear = codec_.linear.get();
+    if (c.collective == Collective::kSplit) {
+      layer.split_ranges = split_ranges(*codec_.payload, sizes[i], comm.size());
+    }
     layers_.push_back(layer);
     if (codec_.linear) memories_.set_needs(names_[i], codec_.linear->memory_needs(shapes_[i]));
+    if (codec_.payload) memories_.set_needs(names_[i], codec_.payload->memory_needs(sizes[i]));
   }
   switch (c.collective) {
     case Collective::kDense:
@@ -186,6 +197,7 @@ Model::Model(Communicator& comm, const ExchangeCase& c, const std::vector<std::i
     case Collective::kSparse:
       exchange_ = make_sparse_exchange(comm, layers_, memories_);
       break;
+    case Collective::kSplit:
     case Collective::kRequantising:
       exchange_ = make_requantising_exchange(comm, layers_, memories_);
       break;
@@ -523,7 +535,7 @@ TEST_P(ExchangeContract, ZeroGradientsKeepTheirResidual) {
       model.reduce(1, mean_weight(comm));
       model.memories().commit();
       EXPECT_TRUE(same_on_all_ranks(comm, model.bytes()));
-      if (c.collective == Collective::kSparse || c.collective == Collective::kRequantising) {
+      if (c.collective != Collective::kDense && c.collective != Collective::kLinear) {
         EXPECT_EQ(model.residual(1, MemoryRole::kWorker), kept);
       }
       if (c.collective == Collective::kSparse) {

@@ -18,7 +18,7 @@
 
 namespace thinwire::testing {
 
-enum class Collective { kDense, kSparse, kRequantising, kLinear };
+enum class Collective { kDense, kSparse, kSplit, kRequantising, kLinear };
 
 struct ExchangeCase {
   Ranks ranks;

@@ -29,7 +29,7 @@ TEST(Exchange, DamagedBytesNameTheirSender) {
         c.collective == Collective::kLinear) {
       continue;  // summed by the transport: there is no message to check
     }
-    const int transfers = c.collective == Collective::kRequantising ? 2 : 1;
+    const int transfers = c.collective == Collective::kSparse ? 1 : 2;
     for (int damaged = 0; damaged < transfers; ++damaged) {
       for (const std::size_t bit : {3U, 100U, 8 * 30U}) {
         SCOPED_TRACE(c.spec + ", transfer " + std::to_string(damaged) + ", bit " +
@@ -159,6 +159,68 @@ struct MixedBucket {
     return {flags.begin(), flags.end()};
   }
 };
+
+// Ok-Topk's bound (Li and Hoefler, PPoPP 2022): a rank sends no more than 6 k words, k the entries
+// that it keeps, whatever the number of ranks; all headers included. An allgather sends (P - 1) k
+// entries.
+TEST(Exchange, SplitReduceSendsSixWordsAnEntryAtMost) {
+  const std::vector<std::int64_t> sizes = {230'000, 115'000, 50'000, 4096, 1000, 64};
+  std::int64_t entries = 0;
+  for (const std::int64_t n : sizes) entries += std::max<std::int64_t>(1, (n + 50) / 100);
+  for (const int size : {2, 4, 16, 64}) {
+    auto group = std::make_shared<LoopbackGroup>(size);
+    const Ranks ranks = thread_ranks(
+        "loopback", size, [&] { return [&](int rank) { return group->communicator(rank); }; });
+    ranks.run([&](Communicator& comm) {
+      Model model(comm, {ranks, "topk:0.01,ef=off", Collective::kSplit}, sizes, DType::kF32);
+      model.fill_integers(0);
+      const std::uint64_t before = comm.sent_bytes();
+      model.reduce(0, 1.0F / static_cast<float>(size));
+      const double words = static_cast<double>(comm.sent_bytes() - before) / 4;
+      if (comm.rank() == 0) {
+        RecordProperty("words_an_entry_" + std::to_string(size),
+                       std::to_string(words / static_cast<double>(entries)));
+      }
+      EXPECT_LE(words, 6.0 * static_cast<double>(entries)) << size << " ranks";
+      EXPECT_TRUE(same_on_all_ranks(comm, model.bytes()));
+    });
+  }
+}
+
+// Without error feedback what workers and owners drop is gone: each range's mean has no more
+// entries than one rank may send.
+TEST(Exchange, SplitReduceWithoutErrorFeedbackSendsTheLargestOfTheSums) {
+  constexpr std::int64_t kElements = 3000;
+  for (const Ranks& ranks : loopback_ranks()) {
+    ranks.run([&](Communicator& comm) {
+      Model model(comm, {ranks, "topk:0.05,ef=off", Collective::kSplit}, {kElements}, DType::kF32);
+      for (std::uint64_t step = 0; step < 3; ++step) {
+        model.fill(step);
+        model.reduce(step, 1.0F);
+        EXPECT_TRUE(same_on_all_ranks(comm, model.bytes()));
+        const std::vector<double> sum = model.values(0);
+        const auto zeros = std::count(sum.begin(), sum.end(), 0.0);
+        EXPECT_NEAR(static_cast<double>(kElements - zeros), 0.05 * kElements, comm.size());
+        EXPECT_EQ(model.residual(0, MemoryRole::kWorker), std::vector<double>(kElements));
+        EXPECT_EQ(model.residual(0, MemoryRole::kOwner), std::vector<double>(kElements));
+      }
+    });
+  }
+}
+
+TEST(Exchange, RangesOfASplitAreFewerWhereTheirPayloadsWouldBeMostlyHeaders) {
+  const Codec codec = make_codec("topk:0.01");
+  EXPECT_EQ(split_ranges(*codec.payload, 0, 1024), 1);
+  EXPECT_EQ(split_ranges(*codec.payload, 1, 1024), 1);
+  EXPECT_EQ(split_ranges(*codec.payload, 10'000'000, 1024), 1024);
+  const int ranges = split_ranges(*codec.payload, 100'000, 1024);
+  EXPECT_GT(ranges, 50);
+  EXPECT_LT(ranges, 125);  // of at least 8 entries
+  for (const char* whole : {"topk:k=100", "topk:0.01,scope=bucket", "topk:0.01,momentum=0.9",
+                            "fedzip:0.01", "q4", "lossless"}) {
+    EXPECT_EQ(split_ranges(*make_codec(whole).payload, 100'000, 1024), 0) << whole;
+  }
+}
 
 // The joint layers' means and residuals are those of one layer with all their elements.
 TEST(Exchange, LayersOfOneScopeAreSelectedFromTogether) {

@@ -102,6 +102,11 @@ INSTANTIATE_TEST_SUITE_P(
                    "stream:\n    ranks 0, 1: grad\n    rank 2: outer"},
         Difference{"riding", [](auto&, auto&, auto& options) { options.ride_along_bytes = 1; },
                    "ride_along_bytes:"},
+        Difference{
+            "link", [](auto&, auto&, auto& options) { options.link.latency_seconds = 1e-6; },
+            "link:\n    ranks 0, 1: 25.000000 us, 1250000000.000000 bytes/s\n    rank 2: 1."},
+        Difference{"split", [](auto&, auto&, auto& options) { options.split_from_ranks = 1; },
+                   "split_from_ranks:"},
         Difference{"count", [](auto& layers, auto&, auto&) { layers.pop_back(); },
                    "number of layers:\n    ranks 0, 1: 7\n    rank 2: 6"},
         Difference{"layer_name", [](auto& layers, auto&, auto&) { layers[3].name = "other"; },

@@ -167,6 +167,35 @@ TEST(Plan, HasAChoiceForEachLayer) {
   EXPECT_EQ(plan.choices[1].codec.spec, "topk:0.01");
 }
 
+TEST(Plan, SplitsWhereItIsFaster) {
+  const std::vector<Layer> model = {{"a", {4'000'000}, DType::kF32}, {"b", {90, 100}, DType::kF32}};
+  const Policy topk =
+      Policy::parse("policy = \"topk:0.01\"\n[[rule]]\nname = \"?\"\npolicy = \"topk:0.01\"");
+  const auto ranges = [&](const Policy& policy, int ranks, Link link, int least = 2) {
+    Plan plan = Plan::make(policy, model);
+    plan.choose_split(model, ranks, link, least);
+    std::vector<int> result;
+    for (const Policy::Choice& choice : plan.choices) result.push_back(choice.split_ranges);
+    return result;
+  };
+  const std::vector<int> none = {0, 0};
+  EXPECT_EQ(ranges(topk, 1, {}), none);
+  EXPECT_EQ(ranges(topk, 2, {}), none);  // as many bytes, and one transfer more
+  EXPECT_EQ(ranges(topk, 16, {}, 17), none);
+  EXPECT_EQ(ranges(topk, 16, {.latency_seconds = 1}), none);
+  const std::vector<int> split = ranges(topk, 16, {}, 16);
+  EXPECT_EQ(split[0], 16);
+  EXPECT_GT(split[1], 0);  // all travel in one way
+  EXPECT_LT(split[1], 16);
+  Plan plan = Plan::make(topk, model);
+  plan.choose_split(model, 16, {}, 16);
+  plan.choose_split(model, 2, {}, 16);
+  EXPECT_EQ(plan.choices[0].split_ranges, 0);
+  EXPECT_EQ(
+      ranges(Policy::parse("policy = \"none\"\n[[rule]]\nname = \"?\"\npolicy = \"q4\""), 16, {}),
+      none);
+}
+
 TEST(Plan, RefusesAPolicyThatCompressesNothing) {
   const Policy policy = Policy::parse("topk:0.01");
   EXPECT_THAT(message_of<PolicyError>([&] {

@@ -1,5 +1,6 @@
-# The tests of policy, handshake and reducer.
+# The tests of policy, costs, handshake and reducer.
 tw_test(comm_policy_test policy_test.cpp)
+tw_test(comm_collective_cost_test collective_cost_test.cpp)
 
 add_library(comm_reducer_fixture OBJECT reducer_fixture.cpp)
 target_link_libraries(comm_reducer_fixture PUBLIC tw_flags)

@@ -47,15 +47,37 @@ void expect_kept(const Pending& before, const Pending& after) {
   }
 }
 
+// A job's policy, and whether its sparse layers are split-reduced where there are ranks enough: a
+// link without latency, from three ranks on.
+struct Job {
+  const char* policy;
+  bool split = false;
+
+  ReducerOptions options() const {
+    ReducerOptions options;
+    if (split) {
+      options.link.latency_seconds = 0;
+      options.split_from_ranks = 3;
+    }
+    return options;
+  }
+};
+
+// As the name of a test.
+std::ostream& operator<<(std::ostream& out, const Job& job) {
+  return out << job.policy << (job.split ? " by split-reduce" : "");
+}
+
 // Trains kSteps from `states` (none: from nothing): results + what is pending at the end must be
 // the mean gradients + what was pending at the start. fp32 layers: a bf16 result is rounded.
-std::vector<ReducerState> train(int size, const std::string& policy,
-                                const std::vector<ReducerState>& states, std::uint64_t first,
-                                bool used = false) {
+std::vector<ReducerState> train(int size, const Job& job, const std::vector<ReducerState>& states,
+                                std::uint64_t first, bool used = false) {
   std::vector<ReducerState> after(static_cast<std::size_t>(size));
   Pending total = states.empty() ? pending({}) : pending(states);
   std::vector<std::vector<double>> results;
-  run_reducers(size, policy, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+  const ReducerTest test = [&](int rank, GradientReducer& reducer, Gradients& gradients) {
+    EXPECT_EQ(reducer.summary().find("by split-reduce") != std::string::npos,
+              job.split && size > 2);
     if (used && !states.empty()) {
       gradients.fill(99, rank);
       reduce_step(reducer, gradients, kTwoBuckets);
@@ -73,7 +95,8 @@ std::vector<ReducerState> train(int size, const std::string& policy,
       }
     }
     after[static_cast<std::size_t>(rank)] = reducer.state();
-  });
+  };
+  run_reducers(size, job.policy, test, job.options());
   const std::vector<Layer> layers = small_model();
   Gradients gradients(layers);
   for (std::uint64_t step = first; step < first + kSteps; ++step) {
@@ -103,7 +126,7 @@ std::vector<ReducerState> train(int size, const std::string& policy,
   return after;
 }
 
-class Reshard : public ::testing::TestWithParam<const char*> {};
+class Reshard : public ::testing::TestWithParam<Job> {};
 
 TEST_P(Reshard, LosesNothingOnTheWay) {
   for (const std::vector<int>& sizes :
@@ -131,8 +154,27 @@ TEST_P(Reshard, LosesNothingOnTheWay) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, Reshard,
-                         ::testing::Values("onebit", "topk:0.05", "topk:0.05,values=q8",
-                                           "powersgd:2", "q4"));
+                         ::testing::Values(Job{"onebit"}, Job{"topk:0.05"},
+                                           Job{"topk:0.05,values=q8"}, Job{"powersgd:2"}, Job{"q4"},
+                                           Job{"topk:0.05", true},
+                                           Job{"topk:0.05,select=carried", true}));
+
+// Of one size, but another link: owners' residuals become workers', and ranges one.
+TEST(Restore, CarriesASplitOverToAnAllgatherAndBack) {
+  std::vector<ReducerState> states;
+  std::uint64_t step = 0;
+  for (const bool split : {true, false, true}) {
+    for (const bool used : {false, true}) {
+      states = train(4, {"topk:0.05", split}, states, step, used);
+      step += kSteps;
+      bool owners = false;
+      for (const StateEntry& entry : states[0].entries) {
+        owners = owners || entry.key.starts_with("owner/");
+      }
+      EXPECT_EQ(owners, split);
+    }
+  }
+}
 
 struct Momentum final : GradientMethod {
   std::vector<HandshakeField> fields() const override { return {}; }
