@@ -50,9 +50,9 @@ class MemoryTable final : public MemoryStore {
   std::span<const float> residual(std::size_t layer);
 
   // Another plan for the same layers. Where a layer's codec is another one, or its split-reduce
-  // begins or ends, what is pending becomes its worker's residual: the sum of what workers hold, and
-  // of what owners hold times `owner_weight`. A velocity stays where both codecs have one; a codec's
-  // own state is forgotten. Memories of such layers that were given out before are gone.
+  // begins or ends, what is pending becomes its worker's residual: the sum of what workers hold,
+  // and of what owners hold times `owner_weight`. A velocity stays where both codecs have one; a
+  // codec's own state is forgotten. Memories of such layers that were given out before are gone.
   void set_plan(std::shared_ptr<const Plan> plan, float owner_weight);
 
   // Adds what the layer's workers hold to `source`, rounded once into `out`, which is `source` or

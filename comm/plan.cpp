@@ -132,9 +132,8 @@ std::vector<std::string> Plan::specs() const {
 }
 
 bool Plan::chooses() const {
-  return std::any_of(choices.begin(), choices.end(), [](const Policy::Choice& choice) {
-    return choice.automatic != nullptr;
-  });
+  return std::any_of(choices.begin(), choices.end(),
+                     [](const Policy::Choice& choice) { return choice.automatic != nullptr; });
 }
 
 void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,

@@ -246,8 +246,8 @@ bool Policy::compresses() const {
 
 bool Policy::chooses() const {
   return fallback_.automatic || std::any_of(rules_.begin(), rules_.end(), [](const auto& rule) {
-    return rule.prescription.automatic != nullptr;
-  });
+           return rule.prescription.automatic != nullptr;
+         });
 }
 
 }  // namespace thinwire

@@ -338,8 +338,8 @@ Gradient ReducerThread::prepare(BucketLayer& entry) {
       gradient.source = out;
     }
   }
-  const bool dense =
-      memories_.forgets(entry.layer) || step_ < plan_->choices[entry.layer].codec.options.start_step;
+  const bool dense = memories_.forgets(entry.layer) ||
+                     step_ < plan_->choices[entry.layer].codec.options.start_step;
   if (mode_ == StepMode::kPolicy && dense && memories_.release(entry.layer, gradient.source, out)) {
     gradient.source = out;
   }

@@ -91,7 +91,7 @@ std::vector<std::string_view> split_families(std::string_view text) {
 }
 
 std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape, DType dtype,
-                                       std::span<const std::string_view> families) {
+                                            std::span<const std::string_view> families) {
   const std::int64_t n =
       std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
   std::vector<CandidateCodec> candidates = {
@@ -105,10 +105,10 @@ std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape,
     const Codec codec = make_codec(kind.spec);
     if (codec.linear && !codec.linear->gains(shape)) continue;
     CandidateCodec candidate{.spec = codec.spec,
-                        .curve = kind.curve,
-                        .parameter = kind.parameter,
-                        .values = kind.values,
-                        .bytes = message_bytes(codec, shape, dtype)};
+                             .curve = kind.curve,
+                             .parameter = kind.parameter,
+                             .values = kind.values,
+                             .bytes = message_bytes(codec, shape, dtype)};
     if (kind.curve == Curve::kTopK) {
       const auto elements = static_cast<double>(n);
       candidate.parameter = std::max(std::round(kind.parameter * elements), 1.0) / elements;

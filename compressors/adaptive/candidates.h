@@ -34,7 +34,7 @@ std::vector<std::string_view> split_families(std::string_view text);
 // "none", which is always there, and of the families' candidates (none given: of all) those that
 // send less than it does; of two that send the same entries the first. By family, thickest first.
 std::vector<CandidateCodec> make_candidates(std::span<const std::int64_t> shape, DType dtype,
-                                       std::span<const std::string_view> families = {});
+                                            std::span<const std::string_view> families = {});
 
 // Of a codec whose error curves tell: one of the kinds above with any parameter. PolicyError for
 // another one.
