@@ -44,9 +44,9 @@ struct PlanSolution {
 
 // Feasible whenever some choice is within the budget, else the choice of the least error. A
 // feasible `reference` finishes no sooner, or sooner by no more than the slack and errs no less.
-// The finish is within 0.1 % of the earliest one. Of equal candidates the first. Takes some 4 MiB
-// and 40 bytes a candidate. InvalidArgument, naming the layer and the candidate, for numbers that
-// are negative or not finite, for sums of them that are not, and for sizes that do not fit.
+// The finish is within about 0.1 % of the earliest one. Of equal candidates the first. Takes some 4
+// MiB and 100 bytes a candidate. InvalidArgument, naming the layer and the candidate, for numbers
+// that are negative or not finite, for sums of them that are not, and for sizes that do not fit.
 PlanSolution solve(const PlanProblem& problem);
 
 // Of any choice of one candidate a layer; feasible is whether the error is within the budget.

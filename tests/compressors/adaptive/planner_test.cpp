@@ -285,13 +285,32 @@ TEST(Planner, LargePlansAreNearTheBoundOfTheLinearRelaxation) {
   EXPECT_LE(time_gaps / kSeeds, kGap);
 }
 
-// More layers than the planner keeps rows of.
+// More layers than the planner keeps rows of, and so alike that many have to change a little when
+// half of them wait for gradients.
 TEST(Planner, ManyLayersAreNearTheBoundToo) {
-  const PlanProblem problem = large_problem(2000, 1);
-  const PlanSolution solution = solve(problem);
-  expect_consistent(problem, solution);
-  EXPECT_TRUE(solution.feasible);
-  EXPECT_LE(solution.finish, DualBound(problem).solve(1) * (1 + kGap));
+  PlanProblem problem = large_problem(10'000, 2);
+  for (auto& layer : problem.layers) {
+    layer.resize(8);
+    const double scale = 1e6 / layer[0].cost;
+    for (Candidate& candidate : layer) candidate.cost *= scale;
+  }
+  const double bytes = solve(problem).finish;
+  for (const double wait : {0.0, 0.8, 1.2}) {
+    SCOPED_TRACE(testing::Message() << "wait " << wait);
+    problem.buckets = {{.end = 5000}, {.end = 10'000, .ready = wait * bytes}};
+    const PlanSolution solution = solve(problem);
+    expect_consistent(problem, solution);
+    EXPECT_TRUE(solution.feasible);
+    EXPECT_LE(solution.finish, DualBound(problem).solve(30) * (1 + kGap));
+  }
+}
+
+TEST(Planner, BucketsThatNeverWaitAreAsOne) {
+  PlanProblem problem = large_problem(3000, 3);
+  const PlanSolution one = solve(problem);
+  problem.buckets.clear();
+  for (std::size_t l = 1; l <= problem.layers.size(); ++l) problem.buckets.push_back({.end = l});
+  EXPECT_LE(solve(problem).finish, one.finish * (1 + kGap));
 }
 
 TEST(Planner, WhatWaitsForGradientsAnywayIsSentWell) {
