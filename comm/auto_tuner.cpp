@@ -123,8 +123,13 @@ ErrorCurves usual_curves() {
 class AutoTuner::Impl {
  public:
   Impl(const std::vector<Layer>& layers, const Plan& plan, int ranks, const LinkModel& link,
-       std::vector<CodecSpeed> speeds)
-      : layers_(layers), base_(plan), ranks_(ranks), link_(link), judge_({}) {
+       const std::vector<CodecSpeed>& speeds, std::vector<BucketReady> buckets)
+      : layers_(layers),
+        base_(plan),
+        ranks_(ranks),
+        link_(link),
+        buckets_(std::move(buckets)),
+        judge_({}) {
     const std::vector<Codec> codecs = AutoTuner::codecs(layers, plan);
     for (std::size_t i = 0; i < codecs.size(); ++i) {
       speeds_.emplace(codecs[i].spec, speeds.at(i));
@@ -137,10 +142,11 @@ class AutoTuner::Impl {
           Key{.stream = "auto", .parameter = layers[i].name, .begin = 0, .end = 0}.hash());
       if (states_.back().automatic) automatic_.push_back(i);
     }
-    // Gradients come in about the reverse order of their layers; nothing is known of when.
-    BucketReady all;
-    for (std::size_t i = layers.size(); i-- > 0;) all.layers.push_back(i);
-    buckets_ = {std::move(all)};
+    if (buckets_.empty()) {
+      BucketReady all;
+      for (std::size_t i = layers.size(); i-- > 0;) all.layers.push_back(i);
+      buckets_ = {std::move(all)};
+    }
     update_errors();
     update_costs();
     judge_ = PlanJudge(best().id);
@@ -787,8 +793,9 @@ class AutoTuner::Impl {
 };
 
 AutoTuner::AutoTuner(const std::vector<Layer>& layers, const Plan& plan, int ranks,
-                     const LinkModel& link, std::vector<CodecSpeed> speeds)
-    : impl_(std::make_unique<Impl>(layers, plan, ranks, link, std::move(speeds))) {}
+                     const LinkModel& link, const std::vector<CodecSpeed>& speeds,
+                     std::vector<BucketReady> buckets)
+    : impl_(std::make_unique<Impl>(layers, plan, ranks, link, speeds, std::move(buckets))) {}
 
 AutoTuner::~AutoTuner() = default;
 

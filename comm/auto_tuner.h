@@ -45,10 +45,11 @@ struct StepTimes {
 
 class AutoTuner {
  public:
-  // `plan`: as Plan::make() gives it, for `layers`, both kept. `speeds[i]`: of codecs()[i]; they
-  // and the link are the same on all ranks.
+  // `plan`: as Plan::make() gives it, for `layers`, which outlive the tuner. `speeds[i]`: of
+  // codecs()[i]; they and the link are the same on all ranks. `buckets`: what is expected of the
+  // steps; none: all gradients at once.
   AutoTuner(const std::vector<Layer>& layers, const Plan& plan, int ranks, const LinkModel& link,
-            std::vector<CodecSpeed> speeds);
+            const std::vector<CodecSpeed>& speeds, std::vector<BucketReady> buckets = {});
   ~AutoTuner();
   AutoTuner(const AutoTuner&) = delete;
   AutoTuner& operator=(const AutoTuner&) = delete;

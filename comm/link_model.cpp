@@ -112,6 +112,21 @@ void LinkModel::observe(Verb verb, double sent, double seconds) {
   }
 }
 
+LinkModel link_model(const Link& link, int ranks) {
+  const double per_byte = 1 / link.bytes_per_second;
+  LinkModel model;
+  model[Verb::kAllreduce] = {.fixed = ring_allreduce_seconds(link, ranks, 0), .per_byte = per_byte};
+  model[Verb::kAllgather] = {.fixed = allgather_seconds(link, ranks, 0), .per_byte = per_byte};
+  model[Verb::kAlltoall] = {.fixed = alltoall_seconds(link, ranks, 0), .per_byte = per_byte};
+  return model;
+}
+
+Link link_of(const LinkModel& model, int ranks) {
+  const VerbCost& gather = model[Verb::kAllgather];
+  return {.latency_seconds = gather.fixed / std::max(1, ranks - 1),
+          .bytes_per_second = 1 / gather.per_byte};
+}
+
 LinkModel probe_link(Communicator& comm, Deadline deadline) {
   LinkModel link;
   Prober prober(comm, deadline);

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 
+#include "comm/collective_cost.h"
 #include "comm/communicator.h"
 #include "comm/metered_communicator.h"
 
@@ -28,6 +29,10 @@ struct LinkModel {
   // and eightfold at most. Of no effect unless `seconds` is finite and above 0.
   void observe(Verb verb, double sent, double seconds);
 };
+
+// What the verbs would take on a link, and the link that they look like.
+LinkModel link_model(const Link& link, int ranks);
+Link link_of(const LinkModel& model, int ranks);
 
 // Collective: times every verb, with few bytes and with more and more until one takes some 20 ms.
 // Of the ranks' times the least counts, that of the rank which nobody waited for. The same result

@@ -71,7 +71,8 @@ ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vect
       memories_(memories),
       options_(options),
       sent_before_(comm_->sent_bytes()),
-      flagged_(layers.size()) {
+      flagged_(layers.size()),
+      link_(options.link) {
   for (const Layer& layer : layers) {
     key_hashes_.push_back(
         Key{.stream = options.stream, .parameter = layer.name, .begin = 0, .end = layer.elements()}
@@ -150,7 +151,7 @@ void ReducerThread::follow(GradientMethod& method) {
 }
 
 void ReducerThread::adopt(Plan plan) {
-  plan.choose_split(layers_, comm_->size(), options_.link, options_.split_from_ranks);
+  plan.choose_split(layers_, comm_->size(), link_, options_.split_from_ranks);
   current_.set(std::move(plan));
   layouts_.clear();
   plan_ = current_.get();

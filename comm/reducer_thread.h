@@ -191,6 +191,8 @@ class ReducerThread {
   std::uint64_t dense_wire_bytes_ = 0;
   Clock::time_point wait_began_;
 
+  Link link_;  // as given, or as measured
+
   // Of an `auto` policy.
   std::unique_ptr<AutoTuner> tuner_;
   Clock::time_point step_ended_;

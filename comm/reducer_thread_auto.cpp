@@ -76,6 +76,7 @@ void ReducerThread::start_tuner() {
   const std::vector<CodecSpeed> speeds =
       slowest_speeds(*comm_, AutoTuner::codecs(layers_, *plan_), deadline);
   const LinkModel link = probe_link(*comm_, deadline);
+  link_ = link_of(link, comm_->size());
   tuner_ = std::make_unique<AutoTuner>(layers_, *plan_, comm_->size(), link, speeds);
   if (!resumed_.empty()) tuner_->go_on_with(resumed_);
   adopt(tuner_->plan());
@@ -136,7 +137,9 @@ void ReducerThread::tune() {
   const std::vector<float> report = tuner_->report();
   bool changed = tuner_->decide(gather<float>(*comm_, std::span<const float>(report), deadline));
   if (tuner_->wants_link()) {
-    changed = tuner_->set_link(probe_link(*comm_, deadline)) || changed;
+    const LinkModel link = probe_link(*comm_, deadline);
+    link_ = link_of(link, comm_->size());
+    changed = tuner_->set_link(link) || changed;
   }
   if (changed) {
     adopt(tuner_->plan());

@@ -13,10 +13,13 @@
 #include <string>
 #include <vector>
 
+#include "comm/forecast.h"
 #include "comm/policy.h"
+#include "compressors/adaptive/codec_speeds.h"
 #include "compressors/core/codec.h"
 #include "compressors/core/codec_support.h"
 #include "compressors/core/payload.h"
+#include "compressors/core/simd.h"
 #include "compressors/core/spec.h"
 #include "compressors/families.h"
 #include "integrations/torch/csrc/error_names.h"
@@ -248,6 +251,69 @@ nb::list describe_families() {
   return all;
 }
 
+// What each policy would make of a model's steps. dtypes: as in thinwire/_array.py.
+nb::list forecast_policies(const std::vector<std::string>& names,
+                           const std::vector<std::vector<std::int64_t>>& shapes,
+                           const std::vector<std::uint8_t>& dtypes,
+                           const std::vector<std::string>& policies, int ranks,
+                           double latency_seconds, double bytes_per_second,
+                           double backward_seconds) {
+  ForecastJob job{.layers = {},
+                  .ranks = ranks,
+                  .link = {.latency_seconds = latency_seconds,
+                           .bytes_per_second = bytes_per_second},
+                  .backward_seconds = backward_seconds};
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    job.layers.push_back({names[i], shapes.at(i), static_cast<DType>(dtypes.at(i))});
+  }
+  std::vector<Forecast> forecasts;
+  {
+    const nb::gil_scoped_release no_gil;
+    CodecSpeeds speeds(CodecSpeeds::user_cache());
+    for (const std::string& policy : policies) {
+      forecasts.push_back(forecast(job, Policy::parse(policy), speeds));
+    }
+  }
+  nb::list all;
+  for (const Forecast& one : forecasts) {
+    nb::list layers;
+    for (std::size_t i = 0; i < job.layers.size(); ++i) {
+      nb::dict layer;
+      layer["name"] = job.layers[i].name;
+      layer["elements"] = job.layers[i].elements();
+      layer["codec"] = one.plan.choices[i].codec.spec;
+      layer["reason"] = one.plan.choices[i].reason;
+      layer["seconds"] = one.layer_seconds[i];
+      layer["sent_bytes"] = one.layer_sent[i];
+      layers.append(layer);
+    }
+    nb::dict entry;
+    entry["exposed_seconds"] = one.exposed;
+    entry["work_seconds"] = one.work;
+    entry["sent_bytes"] = one.sent;
+    entry["layers"] = layers;
+    all.append(entry);
+  }
+  return all;
+}
+
+// [(spec, encode, decode, each further body)], seconds an element on one core of this machine.
+nb::list codec_speeds(const std::vector<std::string>& specs) {
+  std::vector<Codec> codecs;
+  for (const std::string& spec : specs) codecs.push_back(make_codec(spec));
+  CodecSpeeds speeds(CodecSpeeds::user_cache());
+  {
+    const nb::gil_scoped_release no_gil;
+    speeds.measure(codecs);
+  }
+  nb::list all;
+  for (const Codec& codec : codecs) {
+    const CodecSpeed& speed = speeds.of(codec.spec);
+    all.append(nb::make_tuple(codec.spec, speed.encode, speed.decode, speed.decode_more));
+  }
+  return all;
+}
+
 void translate(const std::exception_ptr& error, void* /*unused*/) {
   try {
     std::rethrow_exception(error);
@@ -271,6 +337,9 @@ NB_MODULE(_codec, m) {
   m.def("parse_frame", &thinwire::parse_frame);
   m.def("families", &thinwire::describe_families);
   m.def("common_options", [] { return thinwire::describe_options(thinwire::common_options()); });
+  m.def("forecast", &thinwire::forecast_policies);
+  m.def("codec_speeds", &thinwire::codec_speeds);
+  m.def("simd_targets", &thinwire::simd_targets);
   m.def("check_policy",
         [](const std::string& text) { return thinwire::Policy::parse(text).text(); });
 }

@@ -21,8 +21,8 @@ Options that every family takes:
 {common}
 
 Traits: *linear*, sent as projections that the transport's own allreduce sums; *lossless*, nothing
-is left to a residual; *sparse*, a payload holds few positions and goes to all ranks, or to owners of
-its ranges; *exact sum*, values are summed as they are sent; *unbiased*, right on average without
+is left to a residual; *sparse*, a payload holds few positions and goes to all ranks, or to owners
+of its ranges; *exact sum*, values are summed as they are sent; *unbiased*, right on average without
 error feedback.
 """
 

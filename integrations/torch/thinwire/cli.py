@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -176,6 +177,77 @@ def _codecs(
     print(_families.as_markdown() if markdown else _families.as_text(), end="")
 
 
+@app.command(
+    "plan",
+    options_metavar="[--ranks N] [--rate R] [--latency T] [--step T] [--policy P]... [--save FILE]",
+)
+def _plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="checkpoint (.pt, .pth, .bin), .safetensors, .json {name: shape}, or "
+            "package.module:function that returns a model",
+        ),
+    ],
+    ranks: Annotated[int, typer.Option(help="processes of the job")] = 4,
+    rate: Annotated[str, typer.Option(help="speed of a host's link")] = "1gbit",
+    latency: Annotated[str, typer.Option(help="of a message")] = "25us",
+    step: Annotated[str, typer.Option(help="a step's time without communication")] = "100ms",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="repeatable; none is always there; default: bf16, auto")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="write the last policy's plan as a policy file, for @FILE")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write all figures to this file")
+    ] = None,
+) -> None:
+    """Predict what policies would gain for a model on a network, without training.
+
+    Codecs' speeds are measured on this machine; errors are those of usual gradients.
+    """
+    from rich.console import Console
+
+    try:
+        from thinwire import _forecast
+        from thinwire._model_file import read_layers
+
+        where = _forecast.Situation(
+            ranks,
+            _forecast.parse_rate(rate),
+            _forecast.parse_time("--latency", latency),
+            _forecast.parse_time("--step", step),
+        )
+        policies = ["none", *[p for p in policy or ["bf16", "auto"] if p != "none"]]
+        forecasts = _forecast.forecast(read_layers(model), policies, where)
+        _forecast.show(forecasts, where, Console())
+        print(_forecast.verdict(forecasts, where))
+        if json_file is not None:
+            json_file.write_text(json.dumps({"where": where.text(), "forecasts": forecasts}))
+            _say(f"wrote {json_file}")
+        if save is not None:
+            _forecast.save_policy(save, forecasts[-1]["layers"])
+            _say(f"wrote {save}; next: thinwire run --policy @{save} -- COMMAND")
+    except Error as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        _fail(f"plan: cannot write {error.filename}: {error.strerror}", "name another file")
+
+
+@app.command("doctor")
+def _doctor_command() -> None:
+    """What is built, found and working here, and what codecs cost on this machine."""
+    from rich.console import Console
+
+    from thinwire import _doctor
+
+    if not _doctor.show(Console()):
+        raise typer.Exit(1)
+
+
 @app.command("lab", context_settings=_PASS_ON)
 def _lab(context: typer.Context) -> None:
     """Several hosts on this machine: up, run, rate, status, down."""
@@ -213,15 +285,13 @@ def _not_yet(name: str, purpose: str) -> None:
     def command(context: typer.Context) -> None:
         _fail(
             f"{name} is not part of this version",
-            "this version has: run, report, codecs, lab, demo, bench; thinwire --help",
+            "thinwire --help lists what this version has",
         )
 
     command.__doc__ = f"{purpose} (not part of this version)."
     app.command(name, context_settings=_PASS_ON, hidden=True)(command)
 
 
-_not_yet("doctor", "What is built, found and working here")
-_not_yet("plan", "Predict what each policy would gain")
 _not_yet("top", "Watch a running job")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,6 +139,16 @@ class Reducer:
             self._run_log.plan(policy)
         if self._place()[0] == 0:
             _logging.say(self.summary().removeprefix("thinwire: "))
+
+    def save_plan(self, file: str | os.PathLike[str]) -> None:
+        """Write which layer has which codec now as a policy file: ``policy="@file"`` pins it.
+
+        InvalidArgument when the file cannot be written. The file names this model's layers: for
+        another one it is a PolicyError.
+        """
+        from thinwire._forecast import save_policy
+
+        save_policy(Path(file), self.stats()["layers"])
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's residuals (fp32 CPU tensors by key), step, loss scale and policy.

@@ -1,0 +1,85 @@
+#include "comm/forecast.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "comm/auto_tuner.h"
+#include "comm/link_model.h"
+#include "comm/step_model.h"
+#include "compressors/core/error.h"
+
+namespace thinwire {
+namespace {
+
+constexpr double kFirstBucketBytes = 1 << 20;
+constexpr double kBucketBytes = 25.0 * (1 << 20);
+
+void check(const ForecastJob& job) {
+  if (job.ranks < 2) {
+    throw InvalidArgument("forecast: " + std::to_string(job.ranks) + " ranks; expected 2 or more");
+  }
+  const auto positive = [](double value) { return value > 0 && std::isfinite(value); };
+  if (!positive(job.link.bytes_per_second) || !positive(job.link.latency_seconds) ||
+      !std::isfinite(job.backward_seconds) || job.backward_seconds < 0) {
+    throw InvalidArgument(
+        "forecast: expected a positive link speed and latency, and a backward pass of 0 seconds or "
+        "more");
+  }
+}
+
+std::vector<BucketReady> usual_buckets(const ForecastJob& job) {
+  double total = 0;
+  for (const Layer& layer : job.layers) total += static_cast<double>(layer.elements());
+  std::vector<BucketReady> buckets;
+  double done = 0;
+  double bytes = 0;
+  double limit = 0;  // opens the first
+  for (std::size_t i = job.layers.size(); i-- > 0;) {
+    if (buckets.empty() || bytes >= limit) {
+      limit = buckets.empty() ? kFirstBucketBytes : kBucketBytes;
+      bytes = 0;
+      buckets.emplace_back();
+    }
+    const auto elements = static_cast<double>(job.layers[i].elements());
+    bytes += elements * sizeof(float);
+    done += elements;
+    buckets.back().layers.push_back(i);
+    buckets.back().ready = total > 0 ? job.backward_seconds * (done / total - 1) : 0;
+  }
+  return buckets;
+}
+
+}  // namespace
+
+Forecast forecast(const ForecastJob& job, const Policy& policy, CodecSpeeds& speeds) {
+  check(job);
+  Forecast result;
+  result.plan = Plan::make(policy, job.layers);
+  const std::vector<Codec> codecs = AutoTuner::codecs(job.layers, result.plan);
+  speeds.measure(codecs);
+  const LinkModel link = link_model(job.link, job.ranks);
+  const std::vector<BucketReady> buckets = usual_buckets(job);
+  if (result.plan.chooses()) {
+    std::vector<CodecSpeed> known;
+    for (const Codec& codec : codecs) known.push_back(speeds.of(codec.spec));
+    const AutoTuner tuner(job.layers, result.plan, job.ranks, link, known, buckets);
+    result.plan = tuner.plan();
+  }
+  std::vector<const Codec*> chosen;
+  std::vector<LayerCost> costs;
+  for (std::size_t i = 0; i < job.layers.size(); ++i) {
+    const Codec& codec = result.plan.choices[i].codec;
+    chosen.push_back(&codec);
+    costs.push_back(layer_cost(job.layers[i], codec, speeds.of(codec.spec), link, job.ranks));
+    result.layer_seconds.push_back(costs.back().seconds());
+    result.layer_sent.push_back(costs.back().sent);
+  }
+  const StepCost step = step_cost(buckets, chosen, costs, link);
+  result.exposed = step.exposed;
+  result.work = step.work;
+  result.sent = step.sent;
+  return result;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,156 @@
+"""`thinwire plan` and `thinwire doctor`: what they say, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import struct
+
+import pytest
+import torch
+from test_cli import thinwire
+from thinwire import _codec
+from thinwire._doctor import Check, _try
+from thinwire._forecast import Situation, forecast, parse_rate, parse_time, save_policy, verdict
+from thinwire._model_file import ModelLayer, read_layers
+from thinwire.errors import InvalidArgument, PolicyError
+
+MLP = {"0.weight": [512, 784], "0.bias": [512], "2.weight": [10, 512]}
+LAYERS = [ModelLayer(name, tuple(shape), 0) for name, shape in MLP.items()]
+
+
+@pytest.fixture
+def model(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "mlp.json"
+    path.write_text(json.dumps(MLP))
+    return path
+
+
+def place(rate: str, step: str = "60ms") -> Situation:
+    return Situation(4, parse_rate(rate), 25e-6, parse_time("--step", step))
+
+
+def test_slow_networks_are_where_it_helps() -> None:
+    slow = forecast(LAYERS, ["none", "auto"], place("10mbit"))
+    assert slow[1]["step_seconds"] < slow[0]["step_seconds"] / 5
+    assert slow[1]["sent_bytes"] < slow[0]["sent_bytes"] / 50
+    assert "times as fast" in verdict(slow, place("10mbit"))
+    fast = forecast(LAYERS, ["none", "auto"], place("100gbit", "10s"))
+    assert "will not help here" in verdict(fast, place("100gbit", "10s"))
+
+
+def test_none_sends_what_a_ring_sends() -> None:
+    (plain,) = forecast(LAYERS, ["none"], place("1gbit"))
+    elements = sum(layer["elements"] for layer in plain["layers"])
+    assert plain["sent_bytes"] == pytest.approx(2 * 3 / 4 * 4 * elements)
+    wire = plain["sent_bytes"] / parse_rate("1gbit")
+    assert wire <= plain["exposed_seconds"] + 60e-3
+    assert [layer["codec"] for layer in plain["layers"]] == ["none"] * 3
+
+
+def test_a_saved_plan_is_a_policy(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "plan.toml"
+    (chosen,) = forecast(LAYERS, ["auto"], place("10mbit"))
+    save_policy(file, chosen["layers"])
+    (pinned,) = forecast(LAYERS, [f"@{file}"], place("10mbit"))
+    assert [layer["codec"] for layer in pinned["layers"]] == [
+        layer["codec"] for layer in chosen["layers"]
+    ]
+    assert pinned["sent_bytes"] == chosen["sent_bytes"]
+    other = [ModelLayer("encoder.weight", (512, 512), 0)]
+    with pytest.raises(PolicyError, match=r"0\.weight(.|\n)*encoder\.weight"):
+        forecast(other, [f"@{file}"], place("10mbit"))
+
+
+def test_models_come_from_files_and_functions(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, model: pathlib.Path
+) -> None:
+    assert read_layers(str(model)) == LAYERS
+    checkpoint = tmp_path / "model.pt"
+    state = {name: torch.zeros(shape) for name, shape in MLP.items()}
+    state["steps"] = torch.zeros(1, dtype=torch.long)
+    torch.save({"state_dict": state}, checkpoint)
+    assert read_layers(str(checkpoint)) == LAYERS
+    header = json.dumps(
+        {
+            "__metadata__": {},
+            "w": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [0, 16]},
+            "i": {"dtype": "I64", "shape": [1], "data_offsets": [16, 24]},
+        }
+    ).encode()
+    tensors = tmp_path / "model.safetensors"
+    tensors.write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
+    assert read_layers(str(tensors)) == [ModelLayer("w", (4, 2), 1)]
+    (tmp_path / "made_up_model.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Linear(784, 512)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert [layer.shape for layer in read_layers("made_up_model:make")] == [(512, 784), (512,)]
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[1]", "{}", '{"a": "b"}', '{"a": 1}'])
+def test_broken_model_files(tmp_path: pathlib.Path, text: str) -> None:
+    for name in ("m.json", "m.pt", "m.safetensors"):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(InvalidArgument, match=r"plan: .*m\."):
+            read_layers(str(path))
+
+
+@pytest.mark.parametrize("source", ["nothing", "no_module:make", "json:no_function", "absent.pt"])
+def test_what_is_no_model(source: str) -> None:
+    with pytest.raises(InvalidArgument, match="hint"):
+        read_layers(source)
+
+
+def test_the_command(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    figures, plan = tmp_path / "f.json", tmp_path / "p.toml"
+    done = thinwire(
+        "plan", str(model), "--rate", "10mbit", "--policy", "q4", "--policy", "auto",
+        "--json", str(figures), "--save", str(plan), XDG_CACHE_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "times as fast" in done.stdout
+    policies = [one["policy"] for one in json.loads(figures.read_text())["forecasts"]]
+    assert policies == ["none", "q4", "auto"]
+    assert _codec.check_policy(f"@{plan}")
+    assert (tmp_path / "thinwire" / "codec-speeds").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate", "fast"], "1gbit"),
+        (["--rate", "0gbit"], "1gbit"),
+        (["--step", "60"], "60ms"),
+        (["--latency", "-1us"], "25us"),
+        (["--ranks", "1"], "2 or more"),
+        (["--policy", "topq"], "topk"),
+        (["--save", "/no/such/folder/p.toml"], "cannot write"),
+        (["--json", "/no/such/folder/f.json"], "cannot write"),
+    ],
+)
+def test_mistakes(model: pathlib.Path, arguments: list[str], message: str) -> None:
+    done = thinwire("plan", str(model), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor(tmp_path: pathlib.Path) -> None:
+    done = thinwire("doctor", XDG_CACHE_HOME=str(tmp_path), THINWIRE_POLICY="q8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("thinwire 0.1.0", "[x] C++ library", "[x] PyTorch", "THINWIRE_POLICY: q8",
+                 "topk:0.001", "next: thinwire plan"):  # fmt: skip
+        assert word in done.stdout
+
+
+def test_doctor_survives_what_is_broken() -> None:
+    def broken() -> str:
+        raise OSError("libtorch_cpu.so: cannot open\nmore")
+
+    check = _try("PyTorch", broken, "pip install torch", False)
+    assert check == Check(
+        "PyTorch", "NO: OSError: libtorch_cpu.so: cannot open", "pip install torch", False
+    )
+    assert not check.good
