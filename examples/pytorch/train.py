@@ -24,6 +24,12 @@ def load_data() -> tuple[Subset, Subset]:
     return train, test
 
 
+def make_model(width: int = 1024) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    )
+
+
 def accuracy(model: nn.Module, test: Subset) -> float:
     x, y = next(iter(DataLoader(test, batch_size=len(test))))
     with torch.no_grad():
@@ -44,15 +50,7 @@ def main() -> None:
     sampler: DistributedSampler = DistributedSampler(train)
     loader = DataLoader(train, batch_size=args.batch, sampler=sampler, drop_last=True)
 
-    model = DistributedDataParallel(
-        nn.Sequential(
-            nn.Linear(784, args.width),
-            nn.ReLU(),
-            nn.Linear(args.width, args.width),
-            nn.ReLU(),
-            nn.Linear(args.width, 10),
-        )
-    )
+    model = DistributedDataParallel(make_model(args.width))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     step, epoch, start = 0, 0, time.perf_counter()
