@@ -16,20 +16,25 @@ mark_as_advanced(TW_TEST_SHARDS TW_TEST_CXX_FLAGS)
 set(TW_MPI_TEST_ENVIRONMENT
     "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;LSAN_OPTIONS=detect_leaks=0")
 
+# What programs keep in the user's cache is kept in the build tree.
+set(TW_TEST_ENVIRONMENT "XDG_CACHE_HOME=${CMAKE_BINARY_DIR}/cache")
+
 function(tw_add_cases name)
   set(shards ${TW_TEST_SHARDS})
   if(ARGN)
     set(shards ${ARGN})
   endif()
   if(NOT shards)
-    gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST)
+    gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
+                         PROPERTIES ENVIRONMENT "${TW_TEST_ENVIRONMENT}")
     return()
   endif()
   foreach(shard RANGE 1 ${shards})
     math(EXPR index "${shard} - 1")
     add_test(NAME ${name}_${shard}_of_${shards} COMMAND ${name})
     set_tests_properties(${name}_${shard}_of_${shards} PROPERTIES
-      ENVIRONMENT "GTEST_TOTAL_SHARDS=${shards};GTEST_SHARD_INDEX=${index}")
+      ENVIRONMENT
+        "${TW_TEST_ENVIRONMENT};GTEST_TOTAL_SHARDS=${shards};GTEST_SHARD_INDEX=${index}")
   endforeach()
 endfunction()
 

@@ -31,12 +31,11 @@ std::optional<double> number(std::string_view text) {
 // A codec inside an option: no options of its own, and no auto.
 std::string inner_codec(std::string_view text, const SpecReader& reader, std::string_view option) {
   try {
-    const Codec codec = make_codec(text);
-    if (!codec.is_none()) return codec.spec;
+    return candidate_of(make_codec(text)).spec;
   } catch (const PolicyError&) {
   } catch (const NotAvailable&) {
   }
-  reader.refuse_value(option, "\"" + std::string(text) + "\" is no codec",
+  reader.refuse_value(option, "\"" + std::string(text) + "\" is no codec whose error auto can tell",
                       option == "error" ? kDefaultReference : std::string_view("q8"));
 }
 

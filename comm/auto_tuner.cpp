@@ -39,11 +39,14 @@ constexpr double kTelling = 0.03;           // of a step: what bytes must take t
 constexpr double kLeastContraction = 0.7;   // of the reference's, see update_errors()
 constexpr double kUnknownBytes = 4;         // times what is sent now: measure the network first
 constexpr std::uint64_t kLinkWindows = 20;  // that a measured network is good for
+constexpr std::uint64_t kLinkRest = 4;      // windows from one measurement to the next, at least
+constexpr std::uint64_t kMostRest = 16;     // windows from one solution of the plan to the next
+constexpr double kRounding = 1e-9;          // of sums in another order
 constexpr double kNewer = 0.5;              // weight of a new sample beside the older ones
 constexpr double kMostScale = 20;           // of codecs' speeds on a busy machine
 
 // What a report holds before its lists.
-enum Head : std::size_t { kStructure, kSeconds, kExposed, kWork, kContention, kSampling, kHeads };
+enum Head : std::size_t { kStructure, kSeconds, kWork, kContention, kSampling, kHeads };
 
 std::string format(const char* text, double a) {
   std::array<char, 64> buffer{};
@@ -96,7 +99,6 @@ std::vector<Option> options_of(const Layer& layer, const AutoOptions& automatic)
     CommonOptions common = automatic.options;
     if (candidate.curve == Curve::kLowRank) common.storage = ResidualStorage::kFP32;
     Codec codec = make_codec(candidate.spec + common_text(common));
-    codec.options.nonfinite = automatic.options.nonfinite;
     options.push_back({std::move(codec), std::move(candidate)});
   }
   return options;
@@ -151,7 +153,7 @@ class AutoTuner::Impl {
     update_costs();
     judge_ = PlanJudge(best().id);
     log("begins with " + describe(judge_.current()));
-    choose_wanted(0);
+    choose_wanted(1);
   }
 
   Plan plan() const {
@@ -181,6 +183,8 @@ class AutoTuner::Impl {
       id.push_back(static_cast<std::uint16_t>(found - options.begin()));
     }
     judge_.adopt(id);
+    steps_.clear();
+    fresh_ = true;
     log("goes on with " + describe(id));
   }
 
@@ -218,6 +222,8 @@ class AutoTuner::Impl {
     choose_now();
   }
 
+  void skip_step() { samples_.clear(); }
+
   bool due() const { return steps_.size() + 1 >= kWindow; }
 
   std::vector<float> report() {
@@ -229,7 +235,6 @@ class AutoTuner::Impl {
     };
     report[kStructure] = static_cast<float>(structure_ & 0xFFFFFFU);
     report[kSeconds] = over_steps([](const StepTimes& s) { return s.seconds; });
-    report[kExposed] = over_steps([](const StepTimes& s) { return s.exposed; });
     report[kWork] = over_steps([](const StepTimes& s) { return s.work; });
     report[kContention] = over_steps([](const StepTimes& s) { return s.contention; });
     report[kSampling] = static_cast<float>(sampling_seconds_);
@@ -260,12 +265,13 @@ class AutoTuner::Impl {
     learn_speeds();
     update_errors();
     update_costs();
-    const bool changed = transfers_off > kNetworkChanged || transfers_off < 1 / kNetworkChanged;
+    const bool changed = link_windows_ > kLinkRest &&
+                         (transfers_off > kNetworkChanged || transfers_off < 1 / kNetworkChanged);
     if (changed) {
       log("transfers take " + format("%.2g", transfers_off) +
           " times as long as expected: the network has changed");
       judge_.network_changed();
-      link_windows_ = kLinkWindows;
+      solve_rest_ = 0;
       wants_link_ = true;
     }
     forget_what_loses_too_much();
@@ -278,6 +284,7 @@ class AutoTuner::Impl {
   }
 
   bool wants_link() const { return wants_link_; }
+  const LinkModel& link() const { return link_; }
 
   bool set_link(const LinkModel& link) {
     const PlanId before = judge_.current();
@@ -298,7 +305,6 @@ class AutoTuner::Impl {
   };
   struct Digest {
     double seconds = 0;
-    double exposed = 0;
     double work = 0;
     double contention = 0;
     double sampling = 0;
@@ -359,23 +365,30 @@ class AutoTuner::Impl {
     }
     for (const TransferTime& transfer : step.transfers) {
       add(static_cast<std::uint64_t>(transfer.verb));
+      add(static_cast<std::uint64_t>(transfer.sent));
     }
     return static_cast<std::uint32_t>(hash ^ (hash >> 32U));
   }
 
-  // On a wire that carries one after another. NaN where its end is not known.
+  // On a wire that carries one after another. NaN where its beginning or its end is not known.
   static double transfer_seconds(const StepTimes& step, std::size_t t) {
+    const double unknown = std::numeric_limits<double>::quiet_NaN();
     const TransferTime& transfer = step.transfers[t];
-    if (!transfer.awaited) return std::numeric_limits<double>::quiet_NaN();
+    if (!transfer.awaited) return unknown;
     Clock::time_point began = transfer.issued;
-    if (t > 0) began = std::max(began, step.transfers[t - 1].finished);
-    return std::chrono::duration<double>(transfer.finished - began).count();
+    if (t > 0) {
+      const TransferTime& last = step.transfers[t - 1];
+      if (last.finished > transfer.issued && !last.awaited) return unknown;
+      began = std::max(began, last.finished);
+    }
+    const double seconds = std::chrono::duration<double>(transfer.finished - began).count();
+    return seconds > 0 ? seconds : unknown;
   }
 
   // Which layers this window samples, in turn.
   void choose_wanted(std::size_t count) {
     wanted_.clear();
-    count = std::min({std::max<std::size_t>(1, count), kMostSampled, automatic_.size()});
+    count = std::min(count, automatic_.size());
     for (std::size_t i = 0; i < count; ++i) {
       wanted_.push_back(automatic_[next_sampled_++ % automatic_.size()]);
     }
@@ -424,7 +437,6 @@ class AutoTuner::Impl {
       }
     }
     digest_.seconds = most(kSeconds);
-    digest_.exposed = least(kExposed);
     digest_.work = most(kWork);
     digest_.contention = most(kContention);
     digest_.sampling = most(kSampling);
@@ -465,8 +477,10 @@ class AutoTuner::Impl {
 
   static void add_curves(LayerState& state, ErrorCurves& sum, float count) {
     sum *= 1 / count;
-    if (sum.nonfinite()) {
-      return;  // the step was skipped, or its gradients are lost anyway
+    // The step is skipped, or its gradients are lost anyway.
+    if (sum.nonfinite() || !std::all_of(sum.values().begin(), sum.values().end(),
+                                        [](float value) { return std::isfinite(value); })) {
+      return;
     }
     if (std::exchange(state.known, true)) {
       sum *= kNewer;
@@ -480,12 +494,13 @@ class AutoTuner::Impl {
   // How many times as long as expected the transfers took, where it matters to the step. Few bytes
   // take what scheduling makes of them, which says nothing of the network.
   double learn_link() {
+    const LinkModel before = link_;
     double expected = 0;
     double took = 0;
     for (std::size_t t = 0; t < digest_.transfers.size(); ++t) {
       const TransferTime& kind = digest_.kinds[t];
       const double seconds = digest_.transfers[t];
-      const VerbCost& cost = link_[kind.verb];
+      const VerbCost& cost = before[kind.verb];
       const double wire = cost.per_byte * kind.sent;
       if (!std::isfinite(seconds)) continue;
       if (wire > kTelling * digest_.seconds ||
@@ -504,9 +519,12 @@ class AutoTuner::Impl {
   void learn_speeds() {
     contention_ += (std::clamp(2 * digest_.contention, 0.0, 1.0) - contention_) / 2;
     double work = 0;
-    for_current(
-        [&](const LayerState& state, std::size_t option) { work += state.costs[option].work; });
-    if (work > 0 && digest_.work > 0) {
+    double encoded = 0;
+    for_current([&](const LayerState& state, std::size_t option) {
+      work += state.costs[option].work;
+      if (!state.options[option].codec.is_none()) encoded += state.costs[option].work;
+    });
+    if (encoded > work / 2 && digest_.work > 0) {
       const double ratio = std::clamp(digest_.work / work, 0.25, 4.0);
       scale_ = std::clamp(scale_ * (1 + ratio) / 2, 0.25, kMostScale);
     }
@@ -597,7 +615,7 @@ class AutoTuner::Impl {
     // Where cores are short, work that overlaps the backward pass makes that longer.
     proposal.seconds = (1 - contention_) * step.exposed + contention_ * (wire.exposed + step.work);
     proposal.sent = step.sent;
-    proposal.feasible = proposal.error <= budget_;
+    proposal.feasible = proposal.error <= budget_ * (1 + kRounding);
     proposal.id = std::move(id);
     return proposal;
   }
@@ -681,7 +699,16 @@ class AutoTuner::Impl {
       return;
     }
     const Proposal now = evaluate_plan(judge_.current());
+    const bool over = now.error > kOverBudget * budget_;
+    if (solve_rest_ > 0 && !over) {
+      --solve_rest_;
+      return;
+    }
     const Proposal other = best();
+    // Solved ever more rarely while the answer stays.
+    last_rest_ = other.id == last_best_ ? std::min(2 * last_rest_ + 1, kMostRest) : 0;
+    solve_rest_ = last_rest_;
+    last_best_ = other.id;
     const auto predicted = [&](const Proposal& p) {
       return digest_.seconds + p.seconds - now.seconds;
     };
@@ -691,7 +718,7 @@ class AutoTuner::Impl {
              format("%.3g", budget_ > 0 ? p.error / budget_ : 0) + " of the budget, now " +
              format("%.3g", budget_ > 0 ? now.error / budget_ : 0);
     };
-    if (now.error > kOverBudget * budget_ && other.error <= budget_ && other.id != now.id) {
+    if (over && other.feasible && other.id != now.id) {
       judge_.adopt(other.id);
       log("goes on with " + describe(other.id) + numbers(other));
       return;
@@ -730,14 +757,15 @@ class AutoTuner::Impl {
 
   bool finish(const PlanId& before) {
     const double window = kWindow * digest_.seconds;
-    const double sample =
-        wanted_.empty() ? 0 : digest_.sampling / static_cast<double>(wanted_.size());
+    if (!wanted_.empty()) sample_cost_ = digest_.sampling / static_cast<double>(wanted_.size());
     const double report = link_[Verb::kAllgather].per_byte *
                           sent_payload(Verb::kAllgather, 4 * ErrorCurves::kValues, ranks_);
-    const double count = std::min(sample > 0 ? kSampleShare * window / sample : kMostSampled,
-                                  report > 0 ? kReportShare * window / report : kMostSampled);
-    choose_wanted(
-        static_cast<std::size_t>(std::clamp(count, 1.0, static_cast<double>(kMostSampled))));
+    const double count =
+        std::min(sample_cost_ > 0 ? kSampleShare * window / sample_cost_ : kMostSampled,
+                 report > 0 ? kReportShare * window / report : kMostSampled);
+    sampling_credit_ = std::min(sampling_credit_ + count, static_cast<double>(kMostSampled));
+    choose_wanted(static_cast<std::size_t>(sampling_credit_));
+    sampling_credit_ -= std::floor(sampling_credit_);
     steps_.clear();
     fresh_ = judge_.current() != before;
     choose_now();
@@ -789,6 +817,11 @@ class AutoTuner::Impl {
   std::uint64_t link_windows_ = 0;
   bool wants_link_ = false;
   std::size_t next_sampled_ = 0;
+  double sample_cost_ = 0;        // seconds a layer
+  double sampling_credit_ = 0;    // layers
+  std::uint64_t solve_rest_ = 0;  // windows to go without solving
+  std::uint64_t last_rest_ = 0;
+  PlanId last_best_;
   std::vector<std::string> log_;
 };
 
@@ -827,6 +860,8 @@ bool AutoTuner::due() const { return impl_->due(); }
 std::vector<float> AutoTuner::report() { return impl_->report(); }
 bool AutoTuner::decide(std::span<const float> reports) { return impl_->decide(reports); }
 bool AutoTuner::wants_link() const { return impl_->wants_link(); }
+const LinkModel& AutoTuner::link() const { return impl_->link(); }
+void AutoTuner::skip_step() { impl_->skip_step(); }
 bool AutoTuner::set_link(const LinkModel& link) { return impl_->set_link(link); }
 std::vector<std::string> AutoTuner::take_log() { return impl_->take_log(); }
 

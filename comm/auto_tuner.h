@@ -8,8 +8,10 @@
 //     the last gradient to the last result, within the budget of errors that the policy gives; of
 //     plans as fast, the one with the least error.
 //   - Another plan than the present one is tried where it is predicted to save more than what
-//     windows differ by, and kept where its steps are measured to be faster; else it is taken back
-//     (comm/plan_judge.h). A plan that exceeds the budget by now is left at once.
+//     windows differ by, and kept where its steps are measured to be faster; or where it loses a
+//     tenth less in the same time, and then it may be slower by no more than windows differ by.
+//     Else it is taken back (comm/plan_judge.h). A plan that exceeds the budget by now is left at
+//     once.
 //   - Uncompressed gradients are a plan as any other: tried once on each network where they are
 //     predicted within twice the present plan's step.
 //   - What transfers take now is what the network is taken for; one that has changed is measured
@@ -36,7 +38,6 @@ namespace thinwire {
 // What one step was on one rank. Times are in seconds.
 struct StepTimes {
   double seconds = 0;     // from the end of the one before
-  double exposed = 0;     // from the last bucket's arrival to the last result
   double work = 0;        // encode and decode
   double contention = 0;  // share of its time that the rank's main thread waited for a core
   std::vector<BucketReady> buckets = {};
@@ -71,8 +72,9 @@ class AutoTuner {
   // part of it.
   void sample(std::size_t layer, TensorView gradient, std::span<const float> residual);
 
-  // After each step that was committed.
+  // After each step: that it was committed and went by the plan, or not.
   void end_step(const StepTimes& step);
+  void skip_step();
   // A window is over: exchange report() and give all ranks' to decide(), in their order. As many
   // floats on every rank.
   bool due() const;
@@ -81,6 +83,7 @@ class AutoTuner {
   bool decide(std::span<const float> reports);
   // The network is to be measured anew.
   bool wants_link() const;
+  const LinkModel& link() const;
   // The same on all ranks. True: plan() has changed.
   bool set_link(const LinkModel& link);
 

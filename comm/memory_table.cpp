@@ -107,6 +107,11 @@ void MemoryTable::set_plan(std::shared_ptr<const Plan> plan, float owner_weight)
 }
 
 std::span<const float> MemoryTable::residual(std::size_t layer) {
+  const auto one = first_of(layer);
+  if (one != memories_.end() && one->first == whole(layer) &&
+      info_[layer].options.storage == ResidualStorage::kFP32) {
+    return one->second->current();
+  }
   bool any = false;
   for (auto held = first_of(layer); held != memories_.end() && held->first.layer == layer; ++held) {
     const auto& [slot, memory] = *held;
@@ -295,8 +300,9 @@ bool MemoryTable::release(std::size_t layer, TensorView source, TensorView out) 
 }
 
 void MemoryTable::forget(std::size_t layer) {
-  std::erase_if(memories_, [&](const auto& entry) { return entry.first.layer == layer; });
-  std::erase_if(restored_, [&](const Slot& slot) { return slot.layer == layer; });
+  const auto first = [](std::size_t of) { return Slot{of, MemoryRole::kWorker, 0, 0}; };
+  memories_.erase(first_of(layer), first_of(layer + 1));
+  restored_.erase(restored_.lower_bound(first(layer)), restored_.lower_bound(first(layer + 1)));
 }
 
 std::vector<double> MemoryTable::residual_norms() const {

@@ -45,8 +45,8 @@ class MemoryTable final : public MemoryStore {
   // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
   std::vector<double> residual_norms() const;
 
-  // A copy of what workers hold of the layer; empty where nothing is held. Valid until the next
-  // call.
+  // What workers hold of the layer, or a copy of it; empty where nothing is held. Valid until the
+  // next call of any.
   std::span<const float> residual(std::size_t layer);
 
   // Another plan for the same layers. Where a layer's codec is another one, or its split-reduce

@@ -1,13 +1,11 @@
-// MeteredCommunicator: a communicator that times its transfers, for the cost model and the trace.
+// MeteredCommunicator: a communicator that times its transfers, for the cost model.
 // As thread-safe as the one it wraps.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -16,8 +14,6 @@ namespace thinwire {
 
 enum class Verb : std::uint8_t { kAllreduce, kAllgather, kAlltoall };
 inline constexpr std::size_t kVerbs = 3;
-inline constexpr std::array<std::string_view, kVerbs> kVerbNames = {"allreduce", "allgather",
-                                                                    "alltoall"};
 
 // Payload that one rank puts on the wire: 2 (P - 1) / P of an allreduce's bytes, P - 1 times an
 // allgather's own, (P - 1) / P of an alltoall's.

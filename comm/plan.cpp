@@ -131,6 +131,18 @@ std::vector<std::string> Plan::specs() const {
   return specs;
 }
 
+Plan Plan::with_codecs(const std::vector<std::string>& specs) const {
+  Plan plan = *this;
+  for (std::size_t i = 0; i < plan.choices.size(); ++i) {
+    Policy::Choice& choice = plan.choices[i];
+    if (choice.automatic) {
+      choice.codec = make_codec(specs.at(i));
+      choice.reason = "auto: from a saved state";
+    }
+  }
+  return plan;
+}
+
 bool Plan::chooses() const {
   return std::any_of(choices.begin(), choices.end(),
                      [](const Policy::Choice& choice) { return choice.automatic != nullptr; });

@@ -83,6 +83,7 @@ std::vector<PlanId> PlanJudge::known() const {
 
 void PlanJudge::network_changed() {
   known_.clear();
+  if (trial_) current_ = trial_->before;
   trial_.reset();
 }
 

@@ -48,7 +48,7 @@ class PlanJudge {
   std::vector<PlanId> known() const;
   // Never goes back to it.
   void forget(const PlanId& plan);
-  // Forgets how long steps took.
+  // Forgets how long steps took; a trial ends undecided, its plan taken back.
   void network_changed();
 
  private:

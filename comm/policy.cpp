@@ -84,8 +84,7 @@ std::string canonical_rule(const PolicyRule& rule) {
 Prescription prescribe(std::string_view spec) {
   if (is_auto(spec)) {
     auto automatic = std::make_shared<const AutoOptions>(parse_auto(spec));
-    Codec dense = make_codec("none");
-    dense.options = automatic->options;
+    Codec dense = make_codec("none" + automatic->common);
     return {std::move(dense), std::move(automatic)};
   }
   Codec codec = make_codec(spec);

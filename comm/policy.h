@@ -104,6 +104,8 @@ struct Plan {
 
   // Of the codecs, one a layer.
   std::vector<std::string> specs() const;
+  // The same with these codecs, a spec a layer, where the policy leaves them to the reducer.
+  Plan with_codecs(const std::vector<std::string>& specs) const;
   // The policy leaves some layer's codec to the reducer.
   bool chooses() const;
 

@@ -319,9 +319,15 @@ class GradientReducer::Impl {
     if (policy_.chooses()) {
       check_state(state.codecs.size() == layers_.size(), "chosen codecs",
                   std::to_string(layers_.size()), std::to_string(state.codecs.size()));
-      if (thread_) thread_->go_on_with(state.codecs);
     }
-    memories_->restore(state.entries, owner_weight(options_.op, size_));
+    const std::vector<std::string> before = plan()->specs();
+    if (policy_.chooses()) go_on_with(state.codecs);
+    try {
+      memories_->restore(state.entries, owner_weight(options_.op, size_));
+    } catch (...) {
+      if (policy_.chooses()) go_on_with(before);
+      throw;
+    }
     if (state.loss_scale != loss_scale_) {
       keep_loss_scale(state.loss_scale);
     }
@@ -355,6 +361,14 @@ class GradientReducer::Impl {
       }
     }
     return plan;
+  }
+
+  void go_on_with(const std::vector<std::string>& codecs) {
+    if (thread_) {
+      thread_->go_on_with(codecs);
+    } else {
+      adopt(plan()->with_codecs(codecs));
+    }
   }
 
   void adopt(Plan plan) {

@@ -5,9 +5,11 @@
 
 #include "comm/gather.h"
 #include "comm/handshake.h"
+#include "comm/stopwatch.h"
 #include "comm/wire_bytes.h"
 #include "compressors/core/codec_support.h"
 #include "compressors/core/context.h"
+#include "compressors/core/spelling.h"
 
 namespace thinwire {
 namespace {
@@ -16,18 +18,6 @@ namespace {
 // enough to move MPI along, long enough not to take the cores from the backward pass.
 constexpr std::chrono::milliseconds kFirstNap{1};
 constexpr std::chrono::milliseconds kLongestNap{4};
-
-class Stopwatch {
- public:
-  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
-  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& seconds_;
-  Clock::time_point begin_ = Clock::now();
-};
 
 bool may_change_results(const Plan& plan) {
   return std::any_of(plan.choices.begin(), plan.choices.end(), [](const Policy::Choice& choice) {
@@ -319,6 +309,7 @@ void ReducerThread::begin_step() {
     std::vector<HandshakeField> fields;
     if (method != nullptr) fields = method->fields();
     if (!policy.empty()) fields.push_back({"policy", policy});
+    if (plan_->chooses()) fields.push_back({"chosen codecs", join(plan_->specs())});
     shake_hands(*comm_, fields, Clock::now() + options_.deadline);
   }
   if (wants_tuner_) start_tuner();
@@ -530,8 +521,10 @@ void ReducerThread::end_step(bool abandoned) {
   for (ActiveBucket& bucket : active_) {
     complete(bucket, error);
   }
-  if (tuner_) observe(end, !skipped);
+  std::vector<TransferTime> transfers = comm_->take();
+  if (tuner_) observe(std::move(transfers), end, !skipped);
   active_.clear();
+  waiting_for_ = nullptr;
   std::fill(flagged_.begin(), flagged_.end(), std::uint8_t{0});
   found_.clear();
   drop_stale_layouts();

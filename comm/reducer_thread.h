@@ -141,7 +141,7 @@ class ReducerThread {
   void leave_open_step();
   void end_step(bool abandoned);
   void start_tuner();
-  void observe(Clock::time_point end, bool counts);
+  void observe(std::vector<TransferTime> transfers, Clock::time_point end, bool counts);
   void tune();
   void take_log();
   void sample(std::size_t layer, TensorView gradient);
@@ -197,6 +197,8 @@ class ReducerThread {
   std::unique_ptr<AutoTuner> tuner_;
   Clock::time_point step_ended_;
   double work_before_ = 0;
+  double sampling_seconds_ = 0;                  // of this step, within encode_seconds_
+  std::uint64_t chosen_from_ = 0;                // the step from which on all layers go by the plan
   std::array<double, 2> scheduled_before_ = {};  // seconds on a core, and waiting for one
   const ActiveBucket* waiting_for_ = nullptr;
 

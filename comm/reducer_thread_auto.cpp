@@ -9,6 +9,7 @@
 #include "comm/gather.h"
 #include "comm/link_model.h"
 #include "comm/reducer_thread.h"
+#include "comm/stopwatch.h"
 #include "compressors/adaptive/codec_speeds.h"
 #include "compressors/core/error.h"
 
@@ -54,7 +55,9 @@ std::vector<CodecSpeed> slowest_speeds(Communicator& comm, const std::vector<Cod
 // The ranks decide by the same numbers; should that ever not give the same plan, no step may begin.
 void check_same_plan(Communicator& comm, const Plan& plan, Deadline deadline) {
   std::string text;
-  for (const std::string& spec : plan.specs()) text += spec + "\n";
+  for (const Policy::Choice& choice : plan.choices) {
+    text += choice.codec.spec + " " + std::to_string(choice.split_ranges) + "\n";
+  }
   const std::uint64_t mine = Key{.stream = "plan", .parameter = text, .begin = 0, .end = 0}.hash();
   const std::vector<std::uint64_t> all = gather<std::uint64_t>(comm, std::span(&mine, 1), deadline);
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
@@ -79,6 +82,12 @@ void ReducerThread::start_tuner() {
   link_ = link_of(link, comm_->size());
   tuner_ = std::make_unique<AutoTuner>(layers_, *plan_, comm_->size(), link, speeds);
   if (!resumed_.empty()) tuner_->go_on_with(resumed_);
+  chosen_from_ = 0;
+  for (const Policy::Choice& choice : plan_->choices) {
+    if (choice.automatic) {
+      chosen_from_ = std::max(chosen_from_, choice.automatic->options.start_step);
+    }
+  }
   adopt(tuner_->plan());
   check_same_plan(*comm_, *plan_, deadline);
   comm_->take();
@@ -89,12 +98,11 @@ void ReducerThread::start_tuner() {
 }
 
 void ReducerThread::go_on_with(const std::vector<std::string>& codecs) {
-  if (tuner_) {
-    tuner_->go_on_with(codecs);
-    adopt(tuner_->plan());
-  } else {
-    resumed_ = codecs;
-  }
+  if (tuner_) tuner_->go_on_with(codecs);
+  adopt(plan_->with_codecs(codecs));
+  const std::lock_guard lock(mutex_);
+  if (!tuner_) resumed_ = codecs;
+  compare_ = true;
 }
 
 void ReducerThread::sample(std::size_t layer, TensorView gradient) {
@@ -102,19 +110,21 @@ void ReducerThread::sample(std::size_t layer, TensorView gradient) {
     return;
   }
   const std::span<const std::size_t> wanted = tuner_->wanted();
-  if (std::find(wanted.begin(), wanted.end(), layer) != wanted.end()) {
+  if (std::binary_search(wanted.begin(), wanted.end(), layer)) {
+    const Stopwatch stopwatch(sampling_seconds_);
     tuner_->sample(layer, gradient, memories_.residual(layer));
   }
 }
 
 // `counts`: the step was one as others are.
-void ReducerThread::observe(Clock::time_point end, bool counts) {
+void ReducerThread::observe(std::vector<TransferTime> transfers, Clock::time_point end,
+                            bool counts) {
   const double work = encode_seconds_ + decode_seconds_;
   const std::array<double, 2> now = scheduled();
   StepTimes step;
   step.seconds = seconds_between(step_ended_, end);
-  step.work = work - work_before_;
-  step.transfers = comm_->take();
+  step.work = work - work_before_ - std::exchange(sampling_seconds_, 0);
+  step.transfers = std::move(transfers);
   const double ran = now[0] - scheduled_before_[0];
   const double waited = now[1] - scheduled_before_[1];
   if (ran + waited > 0) step.contention = waited / (ran + waited);
@@ -123,11 +133,14 @@ void ReducerThread::observe(Clock::time_point end, bool counts) {
     entry.ready = seconds_between(active_.back().job.submitted, bucket.job.submitted);
     for (const BucketLayer& layer : bucket.job.bucket.layers) entry.layers.push_back(layer.layer);
   }
-  if (!active_.empty()) step.exposed = seconds_between(active_.back().job.submitted, end);
   step_ended_ = end;
   work_before_ = work;
   scheduled_before_ = now;
-  if (counts && mode_ == StepMode::kPolicy) tuner_->end_step(step);
+  if (counts && mode_ == StepMode::kPolicy && step_ >= chosen_from_) {
+    tuner_->end_step(step);
+  } else {
+    tuner_->skip_step();
+  }
 }
 
 void ReducerThread::tune() {
@@ -137,11 +150,10 @@ void ReducerThread::tune() {
   const std::vector<float> report = tuner_->report();
   bool changed = tuner_->decide(gather<float>(*comm_, std::span<const float>(report), deadline));
   if (tuner_->wants_link()) {
-    const LinkModel link = probe_link(*comm_, deadline);
-    link_ = link_of(link, comm_->size());
-    changed = tuner_->set_link(link) || changed;
+    changed = tuner_->set_link(probe_link(*comm_, deadline)) || changed;
   }
   if (changed) {
+    link_ = link_of(tuner_->link(), comm_->size());
     adopt(tuner_->plan());
     check_same_plan(*comm_, *plan_, deadline);
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -85,14 +86,19 @@ CodecSpeed measure_copies(std::vector<float>& gradient) {
   return speed;
 }
 
-CodecSpeed measure_payload(const PayloadCodec& codec, std::vector<float>& gradient) {
+CodecSpeed measure_payload(const PayloadCodec& codec, const CommonOptions& options,
+                           std::vector<float>& gradient) {
   Scratch workspace(codec.workspace_bytes(kElements));
-  Memory memory(kElements, {.needs = codec.memory_needs(kElements)});
+  Memory memory(kElements, {.storage = options.storage, .needs = codec.memory_needs(kElements)});
+  Scratch unpacked(memory.scratch_bytes());
   std::vector<std::byte> body(codec.slot_bytes(kElements));
   std::vector<float> mean(gradient.size());
   CodecSpeed speed;
   speed.encode = least_seconds([&](int step) {
-    codec.encode(context(workspace.bytes(), step), view(gradient), &memory, body);
+    memory.unpack(unpacked.bytes());
+    codec.encode(context(workspace.bytes(), step), view(gradient),
+                 options.error_feedback ? &memory : nullptr, body);
+    memory.pack(random_stream(0, static_cast<std::uint64_t>(step), 0));
     memory.commit();
   });
   const std::vector<std::span<const std::byte>> bodies(kBodies, body);
@@ -149,7 +155,12 @@ std::string machine() {
       break;
     }
   }
-  return "thinwire " + std::string(version()) + ", " + simd_target() + ", " + model;
+#ifdef NDEBUG
+  const char* build = "";
+#else
+  const char* build = ", checked";
+#endif
+  return "thinwire " + std::string(version()) + build + ", " + simd_target() + ", " + model;
 }
 
 }  // namespace
@@ -158,7 +169,7 @@ CodecSpeed measure_speed(const Codec& codec) {
   std::vector<float> gradient = noise();
   if (codec.is_none()) return measure_copies(gradient);
   return codec.linear ? measure_linear(*codec.linear, gradient)
-                      : measure_payload(*codec.payload, gradient);
+                      : measure_payload(*codec.payload, codec.options, gradient);
 }
 
 CodecSpeeds::CodecSpeeds(std::string path) : path_(std::move(path)) { read(); }
@@ -211,7 +222,9 @@ void CodecSpeeds::write() const {
   }
   std::error_code error;
   std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), error);
-  const std::string part = path_ + "." + std::to_string(::getpid());
+  static std::atomic<int> writers = 0;
+  const std::string part =
+      path_ + "." + std::to_string(::getpid()) + "." + std::to_string(writers++);
   {
     std::ofstream file(part);
     file << machine() << '\n';
@@ -219,6 +232,7 @@ void CodecSpeeds::write() const {
       file << spec << ' ' << speed.encode << ' ' << speed.decode << ' ' << speed.decode_more
            << '\n';
     }
+    file.close();
     if (!file) {
       std::filesystem::remove(part, error);
       return;

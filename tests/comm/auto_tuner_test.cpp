@@ -115,7 +115,6 @@ class Job {
       }
       // The last rank's transfers say what the network is; the others wait for it.
       StepTimes step{.seconds = seconds_ * (1 + 1e-3 * rank),
-                     .exposed = cost.exposed,
                      .work = cost.work,
                      .contention = 0,
                      .buckets = buckets()};
