@@ -494,25 +494,25 @@ class AutoTuner::Impl {
   // How many times as long as expected the transfers took, where it matters to the step. Few bytes
   // take what scheduling makes of them, which says nothing of the network.
   double learn_link() {
-    const LinkModel before = link_;
+    ++link_windows_;
     double expected = 0;
+    double bytes = 0;  // the part of it that they take
     double took = 0;
     for (std::size_t t = 0; t < digest_.transfers.size(); ++t) {
+      if (!std::isfinite(digest_.transfers[t])) continue;
       const TransferTime& kind = digest_.kinds[t];
-      const double seconds = digest_.transfers[t];
-      const VerbCost& cost = before[kind.verb];
-      const double wire = cost.per_byte * kind.sent;
-      if (!std::isfinite(seconds)) continue;
-      if (wire > kTelling * digest_.seconds ||
-          seconds > cost.fixed + wire + kChangeMatters * digest_.seconds) {
-        expected += cost.fixed + wire;
-        took += seconds;
-        link_.observe(kind.verb, kind.sent, seconds);
+      const VerbCost& cost = link_[kind.verb];
+      expected += cost.seconds(kind.sent);
+      bytes += cost.per_byte * kind.sent;
+      took += digest_.transfers[t];
+    }
+    const bool matters = std::abs(took - expected) > kChangeMatters * digest_.seconds;
+    if (bytes > kTelling * digest_.seconds || matters) {
+      for (std::size_t t = 0; t < digest_.transfers.size(); ++t) {
+        link_.observe(digest_.kinds[t].verb, digest_.kinds[t].sent, digest_.transfers[t]);
       }
     }
-    ++link_windows_;
-    const double off = expected > 0 ? took / expected : 1;
-    return std::abs(took - expected) > kChangeMatters * digest_.seconds ? off : 1;
+    return matters && expected > 0 ? took / expected : 1;
   }
 
   // Codecs are slower on a busy machine than where they were measured.

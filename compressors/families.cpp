@@ -43,7 +43,8 @@ constexpr std::array kFamilies = {
 };
 
 constexpr std::array kLaterFamilies = {
-    LaterWord{"auto", "auto is a policy, which chooses among codecs; a codec by itself is topk:0.01,values=q8"},
+    LaterWord{"auto",
+              "as a policy of a reducer, auto chooses codecs; here name one: topk:0.01,values=q8"},
 };
 constexpr std::array kLaterOptions = {
     LaterWord{"warmup",

@@ -269,6 +269,18 @@ TEST(AutoTuner, FollowsANetworkThatChangesWithinTwentySteps) {
   EXPECT_LE(job.sent(), 2 * slow_sent);
 }
 
+TEST(AutoTuner, SeesASlowerNetworkThroughManyTransfers) {
+  std::vector<Layer> layers;
+  for (int i = 0; i < 20; ++i) {
+    layers.push_back({.name = std::to_string(i), .shape = {256, 256}, .dtype = DType::kF32});
+  }
+  Job job("auto,error=0.001", layers, link_of(1e9));
+  job.run(40);
+  job.set_link(link_of(1e8));
+  job.run(10);
+  EXPECT_THAT(job.log(), Contains(HasSubstr("the network has changed")));
+}
+
 TEST(AutoTuner, SettlesDownInSpiteOfNoise) {
   Job job("auto", mlp(), link_of(1e8));
   job.set_noise(0.1);

@@ -6,7 +6,7 @@ add_library(comm_reducer_fixture OBJECT reducer_fixture.cpp)
 target_link_libraries(comm_reducer_fixture PUBLIC tw_flags)
 target_include_directories(comm_reducer_fixture SYSTEM PUBLIC ${XXHASH_INCLUDE_DIR})
 foreach(test handshake_test reducer_test reducer_state_test reducer_failure_test reshard_test
-             gradient_method_test reducer_auto_test reducer_policy_test)
+             gradient_method_test link_model_test reducer_auto_test reducer_policy_test)
   tw_test(comm_${test} ${test}.cpp LINK comm_reducer_fixture)
 endforeach()
 
