@@ -52,9 +52,12 @@ METHODS = [
     "powersgd:1",
     "thinwire:topk:0.01,values=q8",
     "thinwire:topk:0.001,values=q8",
+    "thinwire:auto",
 ]
 FIRST_WARM_STEPS = 3
 """DDP rebuilds its buckets after its first step; the PowerSGD hook sends its first two dense."""
+AUTO_WARM_STEPS = 100
+"""The policy auto tries plans in windows of five steps, uncompressed gradients among them."""
 ACCURACY_METHODS = ["none", "thinwire:topk:0.01,values=q8"]
 ACCURACY_STEPS, ACCURACY_SEEDS, ACCURACY_POINTS = 300, 3, 1.0
 
@@ -249,11 +252,12 @@ class Measurement:
         pool.call("close", job=BOUND)
 
     def _pair(self, pool: WorkerPool, method: str, number: int) -> Pair:
-        """The first pair gives some of its timed steps to the warm-up; every other is bound first
-        or method first by turns."""
-        extra = max(0, FIRST_WARM_STEPS - self._arguments.warm) if number == 0 else 0
+        """The first pair gives up to half of its timed steps to the warm-up; every other is bound
+        first or method first by turns."""
+        first = AUTO_WARM_STEPS if method.startswith("thinwire:auto") else FIRST_WARM_STEPS
+        extra = max(0, first - self._arguments.warm) if number == 0 else 0
         limits = {
-            "steps": max(1, self._arguments.steps - extra),
+            "steps": max((self._arguments.steps + 1) // 2, self._arguments.steps - extra),
             "warm_steps": self._arguments.warm + extra,
             "seconds": self._arguments.segment_seconds,
         }
