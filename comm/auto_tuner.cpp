@@ -107,11 +107,11 @@ std::vector<Option> options_of(const Layer& layer, const AutoOptions& automatic)
 // What gradients are taken for before any was seen: heavy tails, no structure.
 ErrorCurves usual_curves() {
   GradientSample sample;
-  constexpr std::int64_t rows = 128;
-  sample.extents.rows = sample.extents.columns = rows;
+  constexpr std::int64_t kRows = 128;
+  sample.extents.rows = sample.extents.columns = kRows;
   sample.tensor = sample.extents;
   const RandomStream stream = random_stream(0, 0, -1);
-  for (std::int64_t i = 0; i < rows * rows; ++i) {
+  for (std::int64_t i = 0; i < kRows * kRows; ++i) {
     const auto words = random_block(stream, static_cast<std::uint64_t>(i));
     const auto unit = [](std::uint32_t word) { return static_cast<double>(word) * 0x1p-32; };
     const double sum = unit(words[0]) + unit(words[1]) + unit(words[2]) - 1.5;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "comm/gather.h"
@@ -70,7 +71,7 @@ class Prober {
     try {
       start(verb, *buffers, in, out)->wait(deadline_);
     } catch (...) {
-      if (!comm_.traits().survives_failure) static_cast<void>(buffers.release());
+      if (!comm_.traits().survives_failure) static_cast<void>(new auto(std::move(buffers)));
       throw;
     }
     return std::chrono::duration<double>(Clock::now() - began).count();

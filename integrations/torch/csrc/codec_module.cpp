@@ -258,11 +258,11 @@ nb::list forecast_policies(const std::vector<std::string>& names,
                            const std::vector<std::string>& policies, int ranks,
                            double latency_seconds, double bytes_per_second,
                            double backward_seconds) {
-  ForecastJob job{.layers = {},
-                  .ranks = ranks,
-                  .link = {.latency_seconds = latency_seconds,
-                           .bytes_per_second = bytes_per_second},
-                  .backward_seconds = backward_seconds};
+  ForecastJob job{
+      .layers = {},
+      .ranks = ranks,
+      .link = {.latency_seconds = latency_seconds, .bytes_per_second = bytes_per_second},
+      .backward_seconds = backward_seconds};
   for (std::size_t i = 0; i < names.size(); ++i) {
     job.layers.push_back({names[i], shapes.at(i), static_cast<DType>(dtypes.at(i))});
   }
