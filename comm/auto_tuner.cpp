@@ -191,23 +191,20 @@ class AutoTuner::Impl {
   std::span<const std::size_t> wanted() const { return wanted_now_; }
 
   void sample(std::size_t layer, TensorView gradient, std::span<const float> residual) {
-    const auto began = Clock::now();
     samples_.emplace_back().layer = layer;
     take_sample({.grad = gradient,
                  .shape = layers_[layer].shape,
                  .residual = residual,
                  .decay = base_.choices[layer].codec.options.decay},
                 key_hashes_[layer], window_, samples_.back().sample);
-    sampling_seconds_ += std::chrono::duration<double>(Clock::now() - began).count();
   }
 
   void end_step(const StepTimes& step) {
-    const auto began = Clock::now();
+    sampling_seconds_ += step.sampling;
     for (Sampled& sampled : samples_) {
       curves_[sampled.layer] = measure_errors(sampled.sample, wants_low_rank(sampled.layer));
     }
     samples_.clear();
-    sampling_seconds_ += std::chrono::duration<double>(Clock::now() - began).count();
     const std::uint32_t structure = structure_of(step);
     if (structure != structure_) {
       structure_ = structure;

@@ -39,6 +39,7 @@ namespace thinwire {
 struct StepTimes {
   double seconds = 0;     // from the end of the one before
   double work = 0;        // encode and decode
+  double sampling = 0;    // what AutoTuner::sample() and end_step() took since the one before
   double contention = 0;  // share of its time that the rank's main thread waited for a core
   std::vector<BucketReady> buckets = {};
   std::vector<TransferTime> transfers = {};

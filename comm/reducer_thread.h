@@ -197,6 +197,7 @@ class ReducerThread {
   std::unique_ptr<AutoTuner> tuner_;
   Clock::time_point step_ended_;
   double work_before_ = 0;
+  double judging_seconds_ = 0;                   // of samples, after the step
   double sampling_seconds_ = 0;                  // of this step, within encode_seconds_
   std::uint64_t chosen_from_ = 0;                // the step from which on all layers go by the plan
   std::array<double, 2> scheduled_before_ = {};  // seconds on a core, and waiting for one

@@ -123,7 +123,8 @@ void ReducerThread::observe(std::vector<TransferTime> transfers, Clock::time_poi
   const std::array<double, 2> now = scheduled();
   StepTimes step;
   step.seconds = seconds_between(step_ended_, end);
-  step.work = work - work_before_ - std::exchange(sampling_seconds_, 0);
+  step.work = work - work_before_ - sampling_seconds_;
+  step.sampling = std::exchange(sampling_seconds_, 0) + std::exchange(judging_seconds_, 0);
   step.transfers = std::move(transfers);
   const double ran = now[0] - scheduled_before_[0];
   const double waited = now[1] - scheduled_before_[1];
@@ -137,6 +138,7 @@ void ReducerThread::observe(std::vector<TransferTime> transfers, Clock::time_poi
   work_before_ = work;
   scheduled_before_ = now;
   if (counts && mode_ == StepMode::kPolicy && step_ >= chosen_from_) {
+    const Stopwatch stopwatch(judging_seconds_);
     tuner_->end_step(step);
   } else {
     tuner_->skip_step();

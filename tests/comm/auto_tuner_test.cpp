@@ -116,6 +116,7 @@ class Job {
       // The last rank's transfers say what the network is; the others wait for it.
       StepTimes step{.seconds = seconds_ * (1 + 1e-3 * rank),
                      .work = cost.work,
+                     .sampling = 0,
                      .contention = 0,
                      .buckets = buckets()};
       auto clock = Clock::time_point{} + std::chrono::seconds(1);
