@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <unordered_map>
 #include <utility>
 
@@ -272,9 +271,11 @@ class AutoTuner::Impl {
       wants_link_ = true;
     }
     forget_what_loses_too_much();
+    // What was measured of a trial that the network has ended says nothing of the plan before it.
+    const bool ended = judge_.current() != before;
     const bool trial = judge_.on_trial();
     const PlanId tried = judge_.current();
-    const Verdict verdict = judge_.measured(digest_.seconds);
+    const Verdict verdict = ended ? Verdict::kNone : judge_.measured(digest_.seconds);
     tell(verdict, trial, tried);
     if (verdict != Verdict::kTakenBack && !changed) consider();
     return finish(before);
@@ -557,17 +558,16 @@ class AutoTuner::Impl {
       // With error feedback a step converges by 1 - error^2 of what is left (Stich et al.,
       // Sparsified SGD with Memory, NeurIPS 2018): what a layer loses there no other layer makes up
       // for.
-      const double reference = state.reference ? error(*state.reference, state.curves) : 1;
+      const double reference = state.reference ? error(*state.reference, state.curves) : 1.0;
       const double least =
           state.budget_factor > 1 ? 0 : kLeastContraction * (1 - reference * reference);
       for (const Option& option : state.options) {
         const double relative = error(option.candidate, state.curves);
         state.errors.push_back(norm * relative);
         state.allowed.push_back(
-            norm * relative <= bound * (1 + 1e-9) && 1 - relative * relative >= least ? 1 : 0);
+            norm * relative <= bound * (1 + kRounding) && 1 - relative * relative >= least ? 1 : 0);
       }
-      state.budget = state.budget_factor *
-                     (state.reference ? norm * error(*state.reference, state.curves) : norm);
+      state.budget = state.budget_factor * norm * reference;
     }
     budget_ = 0;
     for (const std::size_t i : automatic_) budget_ += states_[i].budget;
@@ -761,15 +761,15 @@ class AutoTuner::Impl {
         std::min(sample_cost_ > 0 ? kSampleShare * window / sample_cost_ : kMostSampled,
                  report > 0 ? kReportShare * window / report : kMostSampled);
     sampling_credit_ = std::min(sampling_credit_ + count, static_cast<double>(kMostSampled));
+    steps_.clear();
     choose_wanted(static_cast<std::size_t>(sampling_credit_));
     sampling_credit_ -= std::floor(sampling_credit_);
-    steps_.clear();
-    fresh_ = judge_.current() != before;
-    choose_now();
-    return fresh_;
+    const bool changed = judge_.current() != before;
+    fresh_ = fresh_ || changed;
+    return changed;
   }
 
-  // "2 x topk:0.001,values=q8, 1 x none; 0.21 MB a rank and step"
+  // "2 x topk:0.001,values=q8, 1 x none (0.21 MB a step)"; bytes are those that a rank sends.
   std::string describe(const PlanId& id) const {
     std::map<std::string, int> counts;
     const std::vector<std::size_t> options = options_by(id);

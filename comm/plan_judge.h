@@ -48,7 +48,8 @@ class PlanJudge {
   std::vector<PlanId> known() const;
   // Never goes back to it.
   void forget(const PlanId& plan);
-  // Forgets how long steps took; a trial ends undecided, its plan taken back.
+  // Forgets how long steps took; a trial ends undecided, its plan taken back: the window that is
+  // over was none of current()'s then.
   void network_changed();
 
  private:

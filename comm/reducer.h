@@ -123,10 +123,9 @@ class GradientReducer {
   // method's options. MismatchError from the first reduction when ranks differ in its fields.
   void follow(std::shared_ptr<GradientMethod> method);
   // Goes on by another policy from the next step on: other densities each epoch, say. Between steps
-  // only. Every rank calls it
-  // at the same place: another policy is a MismatchError of the next reduction, but a rank that
-  // leaves the call out, or for which it throws, must end. start= and warmup= count from the first
-  // step of all, not from here.
+  // only. Every rank calls it at the same place: another policy is a MismatchError of the next
+  // reduction, but a rank that leaves the call out, or for which it throws, must end. start= and
+  // warmup= count from the first step of all, not from here.
   //
   // Nothing pending is lost: a layer with another codec takes its residual along, what owners hold
   // included, to the rounding of its new memory; one that goes dense adds it to its gradient in the

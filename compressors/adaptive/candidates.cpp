@@ -148,7 +148,7 @@ CandidateCodec candidate_of(const Codec& codec) {
       plain = plain && (name == "memory" || name == "nonfinite" || name == "ef");
     }
   }
-  if (family == "topk" && candidate.values != TopKValues::kTernary) {
+  if (family == "topk" && candidate.values != TopKValues::kTernary && main_number() > 0) {
     candidate.curve = Curve::kTopK;
     candidate.parameter = main_number();
   } else if (family == "onebit") {

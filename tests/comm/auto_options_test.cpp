@@ -69,6 +69,7 @@ TEST(AutoOptions, RefusesWithThePlaceAndASpelling) {
   EXPECT_THAT(message("auto,families=topk|"), HasSubstr("families"));
   EXPECT_THAT(message("auto,at_least=q9"), HasSubstr("q8"));
   EXPECT_THAT(message("auto,at_least=fedzip:0.01"), HasSubstr("auto can tell"));
+  EXPECT_THAT(message("auto,error=topk:k=100"), HasSubstr("auto can tell"));
   EXPECT_THAT(message("auto,error=fp16"), HasSubstr("auto can tell"));
   EXPECT_THAT(message("auto,error=powersgd:64"), HasSubstr("auto can tell"));
   EXPECT_THAT(message("auto,error"), HasSubstr("error"));

@@ -83,6 +83,17 @@ TEST(PlanJudge, ProbesOnceANetwork) {
   EXPECT_TRUE(judge.consider(kOther, 0.19, Reason::kProbe));
 }
 
+TEST(PlanJudge, ANetworkThatChangesEndsATrialUndecided) {
+  PlanJudge judge(kFirst);
+  judge.measured(0.10);
+  ASSERT_TRUE(judge.consider(kOther, 0.05, Reason::kFaster));
+  judge.network_changed();
+  EXPECT_EQ(judge.current(), kFirst);
+  EXPECT_FALSE(judge.on_trial());
+  EXPECT_FALSE(judge.seconds(kFirst).has_value());
+  EXPECT_FALSE(judge.seconds(kOther).has_value());
+}
+
 TEST(PlanJudge, GoesBackToWhatWasFaster) {
   PlanJudge judge(kFirst);
   judge.measured(0.10);
