@@ -4,9 +4,7 @@
 // It looks at windows of a few steps. What a rank saw in one, it writes as a report of floats; all
 // ranks' reports together give the same decision on every rank. The rules, in order:
 //
-//   - A plan is a multiple-choice knapsack (compressors/adaptive/planner.h): the least time from
-//     the last gradient to the last result, within the budget of errors that the policy gives; of
-//     plans as fast, the one with the least error.
+//   - A plan is the best that comm/plan_search.h finds by what is known.
 //   - Another plan than the present one is tried where it is predicted to save more than what
 //     windows differ by, and kept where its steps are measured to be faster; or where it loses a
 //     tenth less in the same time, and then it may be slower by no more than windows differ by.
@@ -29,36 +27,21 @@
 #include <vector>
 
 #include "comm/link_model.h"
-#include "comm/metered_communicator.h"
 #include "comm/policy.h"
-#include "comm/step_model.h"
+#include "comm/window_report.h"
+#include "compressors/adaptive/codec_speeds.h"
 
 namespace thinwire {
-
-// What one step was on one rank. Times are in seconds.
-struct StepTimes {
-  double seconds = 0;     // from the end of the one before
-  double work = 0;        // encode and decode
-  double sampling = 0;    // what AutoTuner::sample() and end_step() took since the one before
-  double contention = 0;  // share of its time that the rank's main thread waited for a core
-  std::vector<BucketReady> buckets = {};
-  std::vector<TransferTime> transfers = {};
-};
 
 class AutoTuner {
  public:
   // `plan`: as Plan::make() gives it, for `layers`, which outlive the tuner. `speeds[i]`: of
-  // codecs()[i]; they and the link are the same on all ranks. `buckets`: what is expected of the
-  // steps; none: all gradients at once.
+  // PlanSearch::codecs()[i]; they and the link are the same on all ranks.
   AutoTuner(const std::vector<Layer>& layers, const Plan& plan, int ranks, const LinkModel& link,
-            const std::vector<CodecSpeed>& speeds, std::vector<BucketReady> buckets = {});
+            const std::vector<CodecSpeed>& speeds);
   ~AutoTuner();
   AutoTuner(const AutoTuner&) = delete;
   AutoTuner& operator=(const AutoTuner&) = delete;
-
-  // What may be chosen for some layer of the plan, and what its other layers have; ascending by
-  // spec.
-  static std::vector<Codec> codecs(const std::vector<Layer>& layers, const Plan& plan);
 
   // The plan to go by now. The first one knows nothing but the network and the speeds.
   Plan plan() const;

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "comm/auto_tuner.h"
 #include "comm/link_model.h"
+#include "comm/plan_search.h"
 #include "comm/step_model.h"
 #include "compressors/core/error.h"
 
@@ -56,15 +56,16 @@ Forecast forecast(const ForecastJob& job, const Policy& policy, CodecSpeeds& spe
   check(job);
   Forecast result;
   result.plan = Plan::make(policy, job.layers);
-  const std::vector<Codec> codecs = AutoTuner::codecs(job.layers, result.plan);
+  const std::vector<Codec> codecs = PlanSearch::codecs(job.layers, result.plan);
   speeds.measure(codecs);
   const LinkModel link = link_model(job.link, job.ranks);
   const std::vector<BucketReady> buckets = usual_buckets(job);
   if (result.plan.chooses()) {
     std::vector<CodecSpeed> known;
     for (const Codec& codec : codecs) known.push_back(speeds.of(codec.spec));
-    const AutoTuner tuner(job.layers, result.plan, job.ranks, link, known, buckets);
-    result.plan = tuner.plan();
+    PlanSearch search(job.layers, result.plan, job.ranks, known);
+    search.update({.link = link, .buckets = buckets});
+    result.plan = search.plan(search.best(0).id);
   }
   std::vector<const Codec*> chosen;
   std::vector<LayerCost> costs;

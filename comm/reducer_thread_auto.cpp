@@ -8,6 +8,7 @@
 
 #include "comm/gather.h"
 #include "comm/link_model.h"
+#include "comm/plan_search.h"
 #include "comm/reducer_thread.h"
 #include "comm/stopwatch.h"
 #include "compressors/adaptive/codec_speeds.h"
@@ -77,7 +78,7 @@ void ReducerThread::start_tuner() {
   arm();
   const Deadline deadline = wait_began_ + options_.deadline;
   const std::vector<CodecSpeed> speeds =
-      slowest_speeds(*comm_, AutoTuner::codecs(layers_, *plan_), deadline);
+      slowest_speeds(*comm_, PlanSearch::codecs(layers_, *plan_), deadline);
   const LinkModel link = probe_link(*comm_, deadline);
   link_ = link_of(link, comm_->size());
   tuner_ = std::make_unique<AutoTuner>(layers_, *plan_, comm_->size(), link, speeds);

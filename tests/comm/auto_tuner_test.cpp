@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/plan_search.h"
 #include "compressors/core/error.h"
 
 namespace thinwire {
@@ -44,7 +45,7 @@ class Job {
   Job(const std::string& policy, std::vector<Layer> layers, LinkModel link, double compute = 0.06)
       : layers_(std::move(layers)), link_(link), compute_(compute) {
     plan_ = Plan::make(Policy::parse(policy), layers_);
-    const std::vector<Codec> codecs = AutoTuner::codecs(layers_, plan_);
+    const std::vector<Codec> codecs = PlanSearch::codecs(layers_, plan_);
     std::vector<CodecSpeed> speeds;
     for (const Codec& codec : codecs) speeds.push_back(speed_of(codec));
     for (int rank = 0; rank < kRanks; ++rank) {
@@ -367,7 +368,7 @@ TEST(AutoTuner, SaysWhatItDecidesWithItsNumbers) {
 TEST(AutoTuner, OtherBucketsOnAnotherRankAreAnError) {
   const std::vector<Layer> layers = mlp();
   const Plan plan = Plan::make(Policy::parse("auto"), layers);
-  const std::vector<Codec> codecs = AutoTuner::codecs(layers, plan);
+  const std::vector<Codec> codecs = PlanSearch::codecs(layers, plan);
   AutoTuner tuner(layers, plan, 2, link_of(1e8), std::vector<CodecSpeed>(codecs.size()));
   StepTimes step;
   step.seconds = 0.1;
