@@ -244,11 +244,9 @@ class AutoTuner::Impl {
     last_rest_ = other.id == last_best_ ? std::min(2 * last_rest_ + 1, kMostRest) : 0;
     solve_rest_ = last_rest_;
     last_best_ = other.id;
-    const auto predicted = [&](const Proposal& p) {
-      return window_.seconds + p.seconds - now.seconds;
-    };
+    const auto saves = [&](const Proposal& p) { return now.seconds - p.seconds; };
     const auto numbers = [&](const Proposal& p) {
-      return ": predicted " + milliseconds(predicted(p)) + " a step, now " +
+      return ": predicted " + milliseconds(window_.seconds - saves(p)) + " a step, now " +
              milliseconds(window_.seconds) + "; loses " +
              formatted("%.3g", search_.budget() > 0 ? p.error / search_.budget() : 0) +
              " of the budget, now " +
@@ -260,20 +258,19 @@ class AutoTuner::Impl {
       return;
     }
     const bool thick = other.sent > kUnknownBytes * now.sent;
-    if (thick && other.id != now.id && link_windows_ > kLinkWindows &&
-        predicted(other) < window_.seconds) {
+    if (thick && other.id != now.id && link_windows_ > kLinkWindows && saves(other) > 0) {
       wants_link_ = true;
       return;
     }
-    if (judge_.consider(other.id, predicted(other), Reason::kFaster) ||
+    if (judge_.consider(other.id, saves(other), Reason::kFaster) ||
         (other.error < kLessError * now.error &&
-         judge_.consider(other.id, predicted(other), Reason::kBetter))) {
+         judge_.consider(other.id, saves(other), Reason::kBetter))) {
       log("tries " + search_.describe(other.id) + numbers(other));
       return;
     }
     const Proposal plain = search_.evaluate(search_.dense());
-    if (predicted(plain) < kProbeDense * window_.seconds &&
-        judge_.consider(plain.id, predicted(plain), Reason::kProbe)) {
+    if (-saves(plain) < (kProbeDense - 1) * window_.seconds &&
+        judge_.consider(plain.id, saves(plain), Reason::kProbe)) {
       log("tries " + search_.describe(plain.id) + numbers(plain));
     }
   }

@@ -22,9 +22,10 @@ std::optional<double> PlanJudge::seconds(const PlanId& plan) const {
 PlanJudge::Verdict PlanJudge::measured(double seconds) {
   Known& known = known_[current_];
   if (known.windows > 0) {
-    const double off = std::abs(seconds - known.seconds) / known.seconds;
+    const double off = std::abs(seconds - known.last) / known.last;
     noise_ += (std::min(off, kMostNoise) - noise_) / kMemory;
   }
+  known.last = seconds;
   known.windows = std::min(known.windows + 1, kMemory);
   known.seconds += (seconds - known.seconds) / known.windows;
 
@@ -49,17 +50,17 @@ PlanJudge::Verdict PlanJudge::measured(double seconds) {
   return Verdict::kNone;
 }
 
-bool PlanJudge::consider(const PlanId& plan, double predicted, Reason reason) {
+bool PlanJudge::consider(const PlanId& plan, double saves, Reason reason) {
   const std::optional<double> now = seconds(current_);
   if (trial_ || plan == current_ || !now) {
     return false;
   }
   const std::optional<double> known = seconds(plan);
-  predicted = known.value_or(predicted);
-  const double margin = std::max(noise_, kLeastGain);
+  if (known) saves = *now - *known;
+  const double margin = *now * std::max(noise_, kLeastGain);
   const bool go = reason == Reason::kProbe    ? !known.has_value()
-                  : reason == Reason::kFaster ? predicted < *now * (1 - margin)
-                                              : predicted < *now * (1 + margin / 2);
+                  : reason == Reason::kFaster ? saves > margin
+                                              : saves > -margin / 2;
   if (!go) {
     return false;
   }

@@ -23,7 +23,7 @@ class PlanJudge {
   bool on_trial() const { return trial_.has_value(); }
   // Mean seconds of a step under the plan on this network, where it was measured.
   std::optional<double> seconds(const PlanId& plan) const;
-  // What windows under one plan differ by, as a share of a step.
+  // What two windows under one plan, one after the other, differ by: a share of a step.
   double noise() const { return noise_; }
 
   enum class Verdict : std::uint8_t {
@@ -35,13 +35,14 @@ class PlanJudge {
   Verdict measured(double seconds);
 
   enum class Reason : std::uint8_t {
-    kFaster,  // predicted to be: tried where it saves more than the noise, kept if it does
+    kFaster,  // predicted to be: tried where it saves more than the noise, kept if it saves any
     kBetter,  // loses less in the same time: kept unless it is slower by more than the noise
     kProbe,   // to know how fast it is: as kFaster, whatever is predicted, once a network
   };
   // True: current() is `plan` now, on trial. Not during a trial, nor before current() was measured.
-  // What was measured counts before what is predicted.
-  bool consider(const PlanId& plan, double predicted, Reason reason);
+  // saves: seconds a step that the plan is predicted to take less than current(); where both were
+  // measured, that counts instead.
+  bool consider(const PlanId& plan, double saves, Reason reason);
   // Goes on by it without a trial.
   void adopt(const PlanId& plan);
   // Plans that were measured on this network, any of which may be gone back to.
@@ -54,7 +55,8 @@ class PlanJudge {
 
  private:
   struct Known {
-    double seconds = 0;
+    double seconds = 0;  // mean
+    double last = 0;
     int windows = 0;
   };
   struct Trial {

@@ -18,7 +18,7 @@ const PlanId kOther = {1, 2};
 TEST(PlanJudge, KeepsAPlanThatIsFaster) {
   PlanJudge judge(kFirst);
   EXPECT_EQ(judge.measured(0.10), Verdict::kNone);
-  EXPECT_TRUE(judge.consider(kOther, 0.08, Reason::kFaster));
+  EXPECT_TRUE(judge.consider(kOther, 0.02, Reason::kFaster));
   EXPECT_EQ(judge.current(), kOther);
   EXPECT_EQ(judge.measured(0.085), Verdict::kKept);
   EXPECT_EQ(judge.current(), kOther);
@@ -28,7 +28,7 @@ TEST(PlanJudge, KeepsAPlanThatIsFaster) {
 TEST(PlanJudge, TakesBackAPlanThatIsNoFaster) {
   PlanJudge judge(kFirst);
   judge.measured(0.10);
-  ASSERT_TRUE(judge.consider(kOther, 0.08, Reason::kFaster));
+  ASSERT_TRUE(judge.consider(kOther, 0.02, Reason::kFaster));
   EXPECT_EQ(judge.measured(0.10), Verdict::kTakenBack);
   EXPECT_EQ(judge.current(), kFirst);
 }
@@ -36,11 +36,11 @@ TEST(PlanJudge, TakesBackAPlanThatIsNoFaster) {
 TEST(PlanJudge, WhatWasMeasuredCountsBeforeWhatIsPredicted) {
   PlanJudge judge(kFirst);
   judge.measured(0.10);
-  ASSERT_TRUE(judge.consider(kOther, 0.01, Reason::kFaster));
+  ASSERT_TRUE(judge.consider(kOther, 0.09, Reason::kFaster));
   judge.measured(0.12);
   for (int window = 0; window < 100; ++window) {
     judge.measured(0.10);
-    EXPECT_FALSE(judge.consider(kOther, 0.01, Reason::kFaster)) << window;
+    EXPECT_FALSE(judge.consider(kOther, 0.09, Reason::kFaster)) << window;
   }
   EXPECT_DOUBLE_EQ(*judge.seconds(kOther), 0.12);
 }
@@ -51,36 +51,36 @@ TEST(PlanJudge, AGainWithinTheNoiseIsNotTried) {
     judge.measured(window % 2 == 0 ? 0.10 : 0.12);
   }
   EXPECT_GT(judge.noise(), 0.05);
-  EXPECT_FALSE(judge.consider(kOther, 0.108, Reason::kFaster));
-  EXPECT_TRUE(judge.consider(kOther, 0.08, Reason::kFaster));
+  EXPECT_FALSE(judge.consider(kOther, 0.002, Reason::kFaster));
+  EXPECT_TRUE(judge.consider(kOther, 0.03, Reason::kFaster));
 }
 
 TEST(PlanJudge, ASteadyJobLetsSmallGainsBeTried) {
   PlanJudge judge(kFirst);
   for (int window = 0; window < 50; ++window) judge.measured(0.10);
-  EXPECT_TRUE(judge.consider(kOther, 0.098, Reason::kFaster));
+  EXPECT_TRUE(judge.consider(kOther, 0.002, Reason::kFaster));
 }
 
 TEST(PlanJudge, APlanThatLosesLessMayBeAsSlowAsNoise) {
   PlanJudge judge(kFirst);
   judge.measured(0.10);
-  ASSERT_TRUE(judge.consider(kOther, 0.10, Reason::kBetter));
+  ASSERT_TRUE(judge.consider(kOther, 0, Reason::kBetter));
   EXPECT_EQ(judge.measured(0.1005), Verdict::kKept);
-  ASSERT_TRUE(judge.consider(kFirst, 0.10, Reason::kBetter));
+  ASSERT_TRUE(judge.consider(kFirst, 0, Reason::kBetter));
   EXPECT_EQ(judge.measured(0.13), Verdict::kTakenBack);
 }
 
 TEST(PlanJudge, ProbesOnceANetwork) {
   PlanJudge judge(kFirst);
   judge.measured(0.10);
-  ASSERT_TRUE(judge.consider(kOther, 0.19, Reason::kProbe));
+  ASSERT_TRUE(judge.consider(kOther, -0.09, Reason::kProbe));
   EXPECT_EQ(judge.measured(0.20), Verdict::kTakenBack);
   for (int window = 0; window < 100; ++window) judge.measured(0.10);
-  EXPECT_FALSE(judge.consider(kOther, 0.19, Reason::kProbe));
+  EXPECT_FALSE(judge.consider(kOther, -0.09, Reason::kProbe));
   judge.network_changed();
-  EXPECT_FALSE(judge.consider(kOther, 0.19, Reason::kProbe)) << "nothing to compare it with yet";
+  EXPECT_FALSE(judge.consider(kOther, -0.09, Reason::kProbe)) << "nothing to compare it with yet";
   judge.measured(0.10);
-  EXPECT_TRUE(judge.consider(kOther, 0.19, Reason::kProbe));
+  EXPECT_TRUE(judge.consider(kOther, -0.09, Reason::kProbe));
 }
 
 TEST(PlanJudge, ANetworkThatChangesEndsATrialUndecided) {
@@ -97,7 +97,7 @@ TEST(PlanJudge, ANetworkThatChangesEndsATrialUndecided) {
 TEST(PlanJudge, GoesBackToWhatWasFaster) {
   PlanJudge judge(kFirst);
   judge.measured(0.10);
-  ASSERT_TRUE(judge.consider(kOther, 0.08, Reason::kFaster));
+  ASSERT_TRUE(judge.consider(kOther, 0.02, Reason::kFaster));
   ASSERT_EQ(judge.measured(0.099), Verdict::kKept);  // luck
   Verdict verdict = Verdict::kNone;
   for (int window = 0; window < 10 && verdict == Verdict::kNone; ++window) {
@@ -109,7 +109,7 @@ TEST(PlanJudge, GoesBackToWhatWasFaster) {
 
 TEST(PlanJudge, NothingIsTriedBeforeTheFirstPlanWasMeasured) {
   PlanJudge judge(kFirst);
-  EXPECT_FALSE(judge.consider(kOther, 0.01, Reason::kFaster));
+  EXPECT_FALSE(judge.consider(kOther, 0.09, Reason::kFaster));
   EXPECT_FALSE(judge.seconds(kFirst).has_value());
 }
 
