@@ -49,8 +49,9 @@ Split split_layers(const LayoutContext& context, const std::vector<std::size_t>&
     } else if (codec.linear) {
       split.linear.push_back(i);
     } else {
+      const Policy::Choice& choice = context.plan.choices[indices[i]];
       const bool allgathered =
-          codec.payload->traits().sparse && context.plan.choices[indices[i]].split_ranges == 0;
+          choice.gathered || (codec.payload->traits().sparse && choice.split_ranges == 0);
       (allgathered ? split.sparse : split.requantising).push_back(i);
     }
   }

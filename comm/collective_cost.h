@@ -13,6 +13,9 @@ struct Link {
   double bytes_per_second = 1.25e9;
 };
 
+// Gradients that are reduced together by default in PyTorch's DDP, in bytes as they are in memory.
+inline constexpr double kUsualBucketBytes = 25.0 * 1024 * 1024;
+
 // One message to the next of a ring, or to one partner after the other, P - 1 times.
 double allgather_seconds(const Link& link, int ranks, double bytes_a_rank);
 double alltoall_seconds(const Link& link, int ranks, double bytes_a_block);

@@ -107,6 +107,10 @@ std::unique_ptr<Exchange> make_dense_exchange(Communicator& comm,
 std::unique_ptr<Exchange> make_sparse_exchange(Communicator& comm,
                                                std::vector<ExchangeLayer> layers,
                                                MemoryStore& memories);
+// Whether n elements of a codec that is not sparse are better sent to all ranks as they are, with
+// what goes there anyway, than to owners who sum them and send the sum: their bodies are so few
+// bytes that they weigh less than two transfers more.
+bool gathers(const PayloadCodec& codec, std::int64_t n, int ranks);
 // collectives/requantising.cpp: each layer is cut into P ranges at multiples of the codec's
 // granularity; ranges go to their owner, who sums in fp32 in rank order, re-encodes with its own
 // residual and sends to all. Owner p of range i is (i + key_hash) mod P. With split_ranges it is

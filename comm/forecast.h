@@ -1,5 +1,5 @@
 // Forecast: what a policy would make of a model's steps on a network, without a job: from the
-// codecs' speeds on this machine, the link, and what usual gradients lose.
+// codecs' speeds on this machine, the link, and what the model's gradients lose, or usual ones.
 #pragma once
 
 #include <span>
@@ -19,6 +19,8 @@ struct ForecastJob {
   // From the first gradient to the last, in seconds: layers' gradients are ready in proportion to
   // their elements, in buckets as PyTorch's DDP makes them, 1 MiB and then 25 MiB.
   double backward_seconds = 0;
+  // One a layer, or none at all; of as many elements, or of none: then it is a usual one. Borrowed.
+  std::vector<TensorView> gradients = {};
 };
 
 struct Forecast {
@@ -30,8 +32,9 @@ struct Forecast {
   std::vector<double> layer_sent;
 };
 
-// PolicyError as Plan::make(); InvalidArgument for fewer than two ranks, or a link that is no
-// positive finite speed and latency. Measures the speeds that `speeds` lacks.
+// PolicyError as Plan::make(); InvalidArgument for fewer than two ranks, a link that is no positive
+// finite speed and latency, or a gradient that does not fit its layer, which is named. Measures the
+// speeds that `speeds` lacks.
 Forecast forecast(const ForecastJob& job, const Policy& policy, CodecSpeeds& speeds);
 
 }  // namespace thinwire

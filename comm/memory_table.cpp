@@ -63,7 +63,8 @@ MemoryTable::LayerInfo MemoryTable::describe(const Layer& layer, const Policy::C
                       .storage = codec.options.storage,
                       .decay = codec.options.decay},
           .codec = &codec,
-          .split_ranges = choice.split_ranges};
+          .split_ranges = choice.split_ranges,
+          .gathered = choice.gathered};
 }
 
 MemoryTable::Pending MemoryTable::pending(std::size_t layer, float owner_weight) {
@@ -89,7 +90,7 @@ MemoryTable::Pending MemoryTable::pending(std::size_t layer, float owner_weight)
 void MemoryTable::set_plan(std::shared_ptr<const Plan> plan, float owner_weight) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Policy::Choice& choice = plan->choices[i];
-    if (choice.codec.spec == info_[i].codec->spec && choice.split_ranges == info_[i].split_ranges) {
+    if (info_[i].same_memories(choice)) {
       info_[i].codec = &choice.codec;
       continue;
     }
@@ -425,7 +426,8 @@ void MemoryTable::restore(const std::vector<StateEntry>& entries, float owner_we
   }
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const PayloadCodec* codec = info_[i].codec->payload.get();
-    if (codec != nullptr && codec->traits().splits && info_[i].split_ranges == 0) {
+    if (codec == nullptr) continue;
+    if (info_[i].gathered || (codec->traits().splits && info_[i].split_ranges == 0)) {
       undo_split(i, owner_weight);
     }
   }

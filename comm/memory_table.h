@@ -49,10 +49,11 @@ class MemoryTable final : public MemoryStore {
   // next call of any.
   std::span<const float> residual(std::size_t layer);
 
-  // Another plan for the same layers. Where a layer's codec is another one, or its split-reduce
-  // begins or ends, what is pending becomes its worker's residual: the sum of what workers hold,
-  // and of what owners hold times `owner_weight`. A velocity stays where both codecs have one; a
-  // codec's own state is forgotten. Memories of such layers that were given out before are gone.
+  // Another plan for the same layers. Where a layer's codec is another one, or it begins or ends
+  // to be split-reduced or gathered, what is pending becomes its worker's residual: the sum of what
+  // workers hold, and of what owners hold times `owner_weight`. A velocity stays where both codecs
+  // have one; a codec's own state is forgotten. Memories of such layers that were given out before
+  // are gone.
   void set_plan(std::shared_ptr<const Plan> plan, float owner_weight);
 
   // Adds what the layer's workers hold to `source`, rounded once into `out`, which is `source` or
@@ -68,8 +69,8 @@ class MemoryTable final : public MemoryStore {
 
   // One entry a part of a memory, in the order of their keys.
   std::vector<StateEntry> save() const;
-  // Replaces everything; memories without an entry are cleared. What comes of a split-reduce and is
-  // none here is put together as by set_plan(). InvalidArgument, with nothing changed, when an
+  // Replaces everything; memories without an entry are cleared. What owners hold of a layer that
+  // has none here is put together as by set_plan(). InvalidArgument, with nothing changed, when an
   // entry names no layer, range or role of this table.
   void restore(const std::vector<StateEntry>& entries, float owner_weight);
 
@@ -89,6 +90,13 @@ class MemoryTable final : public MemoryStore {
     MemoryOptions options;
     const Codec* codec = nullptr;  // in plan_
     int split_ranges = 0;
+    bool gathered = false;
+
+    // Both keep what they hold in the same memories.
+    bool same_memories(const Policy::Choice& choice) const {
+      return choice.codec.spec == codec->spec && choice.split_ranges == split_ranges &&
+             choice.gathered == gathered;
+    }
   };
   // What a layer's memories hold together, over all its elements; empty where they hold nothing.
   struct Pending {

@@ -13,7 +13,6 @@ namespace thinwire {
 namespace {
 
 constexpr std::size_t kNamesShown = 5;
-constexpr double kBucketBytes = 25.0 * 1024 * 1024;
 // Split-reduce must gain a tenth: its alltoall, which crosses a network with all that it carries,
 // suffers most from what a prediction does not know (docs/scale.md).
 constexpr double kSplitShare = 1 / 1.1;
@@ -137,7 +136,7 @@ Plan Plan::with_codecs(const std::vector<std::string>& specs) const {
     Policy::Choice& choice = plan.choices[i];
     if (choice.automatic) {
       choice.codec = make_codec(specs.at(i));
-      choice.reason = "auto: from a saved state";
+      if (!choice.small || !choice.codec.is_none()) choice.reason = "auto: from a saved state";
     }
   }
   return plan;
@@ -148,8 +147,31 @@ bool Plan::chooses() const {
                      [](const Policy::Choice& choice) { return choice.automatic != nullptr; });
 }
 
+void Plan::choose_routes(const std::vector<Layer>& layers, int world_size, const Link& link,
+                         int split_from_ranks) {
+  choose_split(layers, world_size, link, split_from_ranks);
+  bool allgathers = false;
+  bool requantises = false;
+  bool linear = false;
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    Policy::Choice& choice = choices[i];
+    const PayloadCodec* codec = choice.codec.payload.get();
+    choice.gathered = codec != nullptr && gathers(*codec, layers[i].elements(), world_size);
+    linear = linear || choice.codec.linear;
+    if (codec != nullptr && !choice.gathered) {
+      (codec->traits().sparse && choice.split_ranges == 0 ? allgathers : requantises) = true;
+    }
+  }
+  const bool worth_it = allgathers || (linear && !requantises);
+  if (!worth_it) {
+    for (Policy::Choice& choice : choices) {
+      choice.gathered = false;
+    }
+  }
+}
+
 void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,
-                        int least_ranks) {
+                        int split_from_ranks) {
   double gradient_bytes = 0;
   double to_all = 0;     // bytes of this rank's payloads
   double to_owners = 0;  // the same of the ranges that one owner gets
@@ -157,7 +179,7 @@ void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const 
     Policy::Choice& choice = choices[i];
     choice.split_ranges = 0;
     const std::int64_t n = layers[i].elements();
-    if (choice.codec.payload == nullptr || n == 0 || world_size < least_ranks) {
+    if (choice.codec.payload == nullptr || n == 0 || world_size < split_from_ranks) {
       continue;
     }
     const PayloadCodec& codec = *choice.codec.payload;
@@ -170,7 +192,7 @@ void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const 
     to_owners += static_cast<double>(codec.slot_bytes(n / choice.split_ranges)) *
                  choice.split_ranges / world_size;
   }
-  const double share = std::min(1.0, kBucketBytes / std::max(gradient_bytes, 1.0));
+  const double share = std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
   const double header = kPayloadHeaderBytes;
   if (requantising_seconds(link, world_size, header + share * to_owners) >=
       kSplitShare * sparse_seconds(link, world_size, header + share * to_all)) {

@@ -17,9 +17,10 @@
 namespace thinwire {
 namespace {
 
-constexpr double kLeastContraction = 0.7;  // of the reference's, see update_errors()
-constexpr double kRounding = 1e-9;         // of sums in another order
-constexpr float kNewer = 0.5;              // weight of a new sample beside the older ones
+constexpr double kLeastContraction = 0.7;       // of the reference's, see update_errors()
+constexpr double kRounding = 1e-9;              // of sums in another order
+constexpr float kNewer = 0.5;                   // weight of a new sample beside the older ones
+constexpr std::string_view kSmallCodec = "q8";  // of small layers, where they are not dense
 
 // What gradients are taken for before any was seen: heavy tails, no structure.
 ErrorCurves usual_curves() {
@@ -45,10 +46,12 @@ std::optional<CandidateCodec> candidate(const std::string& spec) {
 }  // namespace
 
 std::vector<PlanSearch::Option> PlanSearch::options_of(const Layer& layer,
-                                                       const AutoOptions& automatic) {
+                                                       const Policy::Choice& choice) {
+  const AutoOptions& automatic = *choice.automatic;
   std::vector<std::string_view> families(automatic.families.begin(), automatic.families.end());
   std::vector<Option> options;
   for (CandidateCodec& candidate : make_candidates(layer.shape, layer.dtype, families)) {
+    if (choice.small && candidate.curve != Curve::kNone && candidate.spec != kSmallCodec) continue;
     CommonOptions common = automatic.options;
     if (candidate.curve == Curve::kLowRank) common.storage = ResidualStorage::kFP32;
     Codec codec = make_codec(candidate.spec + common_text(common));
@@ -62,7 +65,7 @@ std::vector<Codec> PlanSearch::codecs(const std::vector<Layer>& layers, const Pl
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Policy::Choice& choice = plan.choices[i];
     if (choice.automatic) {
-      for (Option& option : options_of(layers[i], *choice.automatic)) {
+      for (Option& option : options_of(layers[i], choice)) {
         codecs.emplace(option.codec.spec, std::move(option.codec));
       }
     } else {
@@ -85,7 +88,9 @@ PlanSearch::PlanSearch(const std::vector<Layer>& layers, const Plan& plan, int r
   for (std::size_t i = 0; i < layers.size(); ++i) {
     states_.push_back(state_of(i));
     states_.back().curves = usual;
-    if (states_.back().automatic) automatic_.push_back(i);
+    if (!states_.back().automatic) continue;
+    automatic_.push_back(i);
+    if (!plan.choices[i].small) judged_.push_back(i);
   }
 }
 
@@ -98,9 +103,10 @@ PlanSearch::LayerState PlanSearch::state_of(std::size_t layer) const {
   }
   const AutoOptions& automatic = *choice.automatic;
   state.automatic = true;
-  state.options = options_of(layers_[layer], automatic);
-  state.budget_factor = automatic.factor;
-  state.reference = candidate(automatic.reference);
+  state.options = options_of(layers_[layer], choice);
+  // A small layer makes no room for others' errors.
+  state.budget_factor = choice.small ? 1 : automatic.factor;
+  state.reference = candidate(choice.small ? std::string(kSmallCodec) : automatic.reference);
   state.bound = candidate(automatic.at_least);
   return state;
 }
@@ -195,19 +201,17 @@ std::vector<std::size_t> PlanSearch::options_by(const PlanId& id) const {
 
 Proposal PlanSearch::evaluate(PlanId id) const {
   const std::vector<std::size_t> options = options_by(id);
-  std::vector<const Codec*> codecs;
   std::vector<LayerCost> costs;
   std::vector<LayerCost> wires;
   Proposal proposal;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    codecs.push_back(&states_[i].options[options[i]].codec);
     costs.push_back(states_[i].costs[options[i]]);
     wires.push_back(costs.back());
     wires.back().work = 0;
     if (states_[i].automatic) proposal.error += states_[i].errors[options[i]];
   }
-  const StepCost step = step_cost(now_.buckets, codecs, costs, now_.link);
-  const StepCost wire = step_cost(now_.buckets, codecs, wires, now_.link);
+  const StepCost step = step_cost(now_.buckets, costs);
+  const StepCost wire = step_cost(now_.buckets, wires);
   // Where cores are short, work that overlaps the backward pass makes that longer.
   proposal.seconds =
       (1 - now_.contention) * step.exposed + now_.contention * (wire.exposed + step.work);
@@ -233,14 +237,13 @@ Proposal PlanSearch::best_by(const Routes& routes, double slack) const {
       auto& candidates = problem.layers.emplace_back();
       auto& options = which.emplace_back();
       for (std::size_t o = 0; o < state.options.size(); ++o) {
-        const Codec& codec = state.options[o].codec;
-        const auto route = static_cast<std::size_t>(route_of(codec));
+        const LayerCost& cost = state.costs[o];
+        const auto route = static_cast<std::size_t>(cost.route);
         if (state.automatic && (!state.allowed[o] || !routes[route])) continue;
         candidates.push_back(
-            {.cost = state.costs[o].seconds(), .error = state.automatic ? state.errors[o] : 0.0});
+            {.cost = cost.seconds(), .error = state.automatic ? state.errors[o] : 0.0});
         options.push_back(o);
-        fixed[route] =
-            std::max(fixed[route], route_seconds(static_cast<Route>(route), codec, now_.link));
+        fixed[route] = std::max(fixed[route], cost.fixed);
       }
     }
     problem.buckets.push_back({.end = problem.layers.size(),
@@ -307,7 +310,11 @@ Plan PlanSearch::plan(const PlanId& id) const {
     const LayerState& state = states_[automatic_[a]];
     Policy::Choice& choice = plan.choices[automatic_[a]];
     choice.codec = state.options[id[a]].codec;
-    choice.reason = "auto: " + reason(state, id[a]);
+    if (!choice.small) {
+      choice.reason = "auto: " + reason(state, id[a]);
+    } else if (!choice.codec.is_none()) {
+      choice.reason = "auto: " + choice.reason.substr(choice.reason.find(": ") + 2);
+    }
   }
   return plan;
 }

@@ -52,7 +52,7 @@ class PlanSearch {
   static std::vector<Codec> codecs(const std::vector<Layer>& layers, const Plan& plan);
 
   // Layers whose gradients tell which plan is best; ascending.
-  const std::vector<std::size_t>& judged() const { return automatic_; }
+  const std::vector<std::size_t>& judged() const { return judged_; }
   bool wants_low_rank(std::size_t layer) const;
   // What a layer's gradients are now; newer ones count as much as all before.
   void see(std::size_t layer, const ErrorCurves& curves);
@@ -98,7 +98,7 @@ class PlanSearch {
   };
   using Routes = std::array<bool, kRoutes>;
 
-  static std::vector<Option> options_of(const Layer& layer, const AutoOptions& automatic);
+  static std::vector<Option> options_of(const Layer& layer, const Policy::Choice& choice);
   static std::string reason(const LayerState& state, std::size_t option);
   LayerState state_of(std::size_t layer) const;
   void update_errors();
@@ -112,6 +112,7 @@ class PlanSearch {
   std::unordered_map<std::string, CodecSpeed> speeds_;  // by spec
   std::vector<LayerState> states_;
   std::vector<std::size_t> automatic_;
+  std::vector<std::size_t> judged_;
   Circumstances now_;
   double budget_ = 0;
 };

@@ -228,13 +228,18 @@ Policy::Choice Policy::choose(const Layer& layer) const {
   if (dense_reason.empty() && codec.linear && !codec.linear->gains(layer.shape)) {
     dense_reason = "dense: too small for " + codec.linear->name();
   }
-  if (!dense_reason.empty() && !prescription->is_none()) {
+  const bool may_be_small = prescription->automatic && layer.dtype != DType::kF64 && elements > 0;
+  if (!dense_reason.empty() && !prescription->is_none() && !may_be_small) {
     return {dense_like(codec), dense_reason, decided};
   }
   if (prescription->automatic) {
-    reason = "auto: nothing is measured yet";
+    reason = dense_reason.empty() ? "auto: nothing is measured yet" : dense_reason;
   }
-  return {codec, reason, decided, prescription->automatic};
+  return {.codec = codec,
+          .reason = reason,
+          .rule = decided,
+          .automatic = prescription->automatic,
+          .small = !dense_reason.empty()};
 }
 
 bool Policy::compresses() const {

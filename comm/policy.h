@@ -15,7 +15,7 @@
 // smaller (LinearCodec::gains).
 //
 // A policy may be `auto` (comm/auto_options.h): the reducer chooses the layer's codec, and changes
-// its choice as it learns.
+// its choice as it learns. Layers that would go dense by themselves then go dense or by q8.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +72,10 @@ class Policy {
     std::string reason;
     std::optional<std::size_t> rule = {};               // the one that decided, from 0
     std::shared_ptr<const AutoOptions> automatic = {};  // the codec is the reducer's choice
-    // Above 0: the layer is split-reduced, in so many ranges (comm/exchange.h). Plan's business.
+    bool small = false;  // of an automatic one: few elements, or one dimension
+    // Plan's business. Above 0: the layer is split-reduced, in so many ranges (comm/exchange.h).
     int split_ranges = 0;
+    bool gathered = false;  // goes with the sparse layers, though its codec is none of theirs
   };
   Choice choose(const Layer& layer) const;
 
@@ -109,12 +111,18 @@ struct Plan {
   // The policy leaves some layer's codec to the reducer.
   bool chooses() const;
 
-  // Chooses how the layers whose codec may be split travel, all in one way: by split-reduce where
-  // it is predicted to take a tenth less than an allgather in buckets of 25 MiB of fp32 gradients
-  // (the default of PyTorch's DDP), and there are at least `least_ranks`. It goes by the plan as a
-  // whole, not by buckets or steps, since memories are cut as the layers are.
+  // Chooses how layers travel whose codec leaves that open. It goes by the plan as a whole, not by
+  // buckets or steps, since memories are cut as the layers are. Those that may be split, all in one
+  // way: by split-reduce where it is predicted to take a tenth less than an allgather in buckets of
+  // 25 MiB of fp32 gradients (the default of PyTorch's DDP), and there are at least
+  // `split_from_ranks`. Those that gathers() holds for: with the layers that are allgathered, or
+  // alone where the others are linear.
+  void choose_routes(const std::vector<Layer>& layers, int world_size, const Link& link,
+                     int split_from_ranks);
+
+ private:
   void choose_split(const std::vector<Layer>& layers, int world_size, const Link& link,
-                    int least_ranks);
+                    int split_from_ranks);
 };
 
 }  // namespace thinwire

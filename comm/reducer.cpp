@@ -84,7 +84,7 @@ class GradientReducer::Impl {
     std::exception_ptr error;
     try {
       Plan plan = Plan::make(policy_, layers_);
-      plan.choose_split(layers_, size_, options_.link, options_.split_from_ranks);
+      plan.choose_routes(layers_, size_, options_.link, options_.split_from_ranks);
       plan_.emplace(std::move(plan));
     } catch (const PolicyError&) {
       error = std::current_exception();

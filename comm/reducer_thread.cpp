@@ -141,7 +141,7 @@ void ReducerThread::follow(GradientMethod& method) {
 }
 
 void ReducerThread::adopt(Plan plan) {
-  plan.choose_split(layers_, comm_->size(), link_, options_.split_from_ranks);
+  plan.choose_routes(layers_, comm_->size(), link_, options_.split_from_ranks);
   current_.set(std::move(plan));
   layouts_.clear();
   plan_ = current_.get();

@@ -57,7 +57,8 @@ std::vector<CodecSpeed> slowest_speeds(Communicator& comm, const std::vector<Cod
 void check_same_plan(Communicator& comm, const Plan& plan, Deadline deadline) {
   std::string text;
   for (const Policy::Choice& choice : plan.choices) {
-    text += choice.codec.spec + " " + std::to_string(choice.split_ranges) + "\n";
+    text += choice.codec.spec + " " + std::to_string(choice.split_ranges) +
+            (choice.gathered ? " gathered\n" : "\n");
   }
   const std::uint64_t mine = Key{.stream = "plan", .parameter = text, .begin = 0, .end = 0}.hash();
   const std::vector<std::uint64_t> all = gather<std::uint64_t>(comm, std::span(&mine, 1), deadline);

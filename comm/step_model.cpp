@@ -2,15 +2,38 @@
 
 #include <algorithm>
 
+#include "comm/exchange.h"
 #include "comm/summary.h"
 
 namespace thinwire {
 
-Route route_of(const Codec& codec) {
+namespace {
+
+// What gathers() holds for is taken for gathered, as Plan::choose_routes() has it but where nothing
+// else goes that way.
+Route route_of(const Codec& codec, std::int64_t elements, int ranks) {
   if (codec.is_none()) return Route::kDense;
   if (codec.linear) return Route::kLinear;
-  return codec.payload->traits().sparse ? Route::kSparse : Route::kRequantising;
+  return codec.payload->traits().sparse || gathers(*codec.payload, elements, ranks)
+             ? Route::kSparse
+             : Route::kRequantising;
 }
+
+double route_seconds(Route route, const Codec& codec, const LinkModel& link) {
+  switch (route) {
+    case Route::kDense:
+      return link[Verb::kAllreduce].fixed;
+    case Route::kSparse:
+      return link[Verb::kAllgather].fixed;
+    case Route::kRequantising:
+      return link[Verb::kAlltoall].fixed + link[Verb::kAllgather].fixed;
+    case Route::kLinear:
+      return codec.linear->rounds(0) * link[Verb::kAllreduce].fixed;
+  }
+  return 0;
+}
+
+}  // namespace
 
 LayerCost layer_cost(const Layer& layer, const Codec& codec, const CodecSpeed& speed,
                      const LinkModel& link, int ranks) {
@@ -18,11 +41,13 @@ LayerCost layer_cost(const Layer& layer, const Codec& codec, const CodecSpeed& s
   const double p = ranks;
   const std::size_t bytes = message_bytes(layer, codec);
   LayerCost cost;
+  cost.route = route_of(codec, layer.elements(), ranks);
+  cost.fixed = route_seconds(cost.route, codec, link);
   const auto send = [&](Verb verb, double sent) {
     cost.sent += sent;
     cost.wire += link[verb].per_byte * sent;
   };
-  switch (route_of(codec)) {
+  switch (cost.route) {
     case Route::kDense:
     case Route::kLinear:
       cost.work = n * (speed.encode + speed.decode);
@@ -43,31 +68,15 @@ LayerCost layer_cost(const Layer& layer, const Codec& codec, const CodecSpeed& s
   return cost;
 }
 
-double route_seconds(Route route, const Codec& codec, const LinkModel& link) {
-  switch (route) {
-    case Route::kDense:
-      return link[Verb::kAllreduce].fixed;
-    case Route::kSparse:
-      return link[Verb::kAllgather].fixed;
-    case Route::kRequantising:
-      return link[Verb::kAlltoall].fixed + link[Verb::kAllgather].fixed;
-    case Route::kLinear:
-      return codec.linear->rounds(0) * link[Verb::kAllreduce].fixed;
-  }
-  return 0;
-}
-
-StepCost step_cost(std::span<const BucketReady> buckets, std::span<const Codec* const> codecs,
-                   std::span<const LayerCost> costs, const LinkModel& link) {
+StepCost step_cost(std::span<const BucketReady> buckets, std::span<const LayerCost> costs) {
   StepCost step;
   double finish = buckets.empty() ? 0 : buckets.front().ready;
   for (const BucketReady& bucket : buckets) {
     finish = std::max(finish, bucket.ready);
     std::array<double, kRoutes> fixed{};
     for (const std::size_t layer : bucket.layers) {
-      const Route route = route_of(*codecs[layer]);
-      double& seconds = fixed[static_cast<std::size_t>(route)];
-      seconds = std::max(seconds, route_seconds(route, *codecs[layer], link));
+      double& seconds = fixed[static_cast<std::size_t>(costs[layer].route)];
+      seconds = std::max(seconds, costs[layer].fixed);
       finish += costs[layer].seconds();
       step.work += costs[layer].work;
       step.sent += costs[layer].sent;

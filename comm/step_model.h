@@ -16,24 +16,23 @@
 
 namespace thinwire {
 
-// The collective that a codec's bodies go through (comm/bucket_layout.h).
+// The collective that a layer's bodies go through (comm/bucket_layout.h).
 enum class Route : std::uint8_t { kDense, kSparse, kRequantising, kLinear };
 inline constexpr std::size_t kRoutes = 4;
-Route route_of(const Codec& codec);
 
 // One layer's part of a step, in seconds.
 struct LayerCost {
-  double work = 0;  // encode and decode
-  double wire = 0;  // without the collective's fixed part
-  double sent = 0;  // bytes a rank sends
+  Route route = Route::kDense;
+  double fixed = 0;  // of the route: a bucket pays it once for all layers that take it
+  double work = 0;   // encode and decode
+  double wire = 0;   // of the bytes
+  double sent = 0;   // bytes a rank sends
 
   double seconds() const { return work + wire; }
 };
 
 LayerCost layer_cost(const Layer& layer, const Codec& codec, const CodecSpeed& speed,
                      const LinkModel& link, int ranks);
-// What a bucket pays once for each route that any of its layers takes.
-double route_seconds(Route route, const Codec& codec, const LinkModel& link);
 
 // A bucket of the step: its layers, and when its gradients are there, in seconds before the last
 // bucket's (so the last one's is 0, the others' are below).
@@ -48,8 +47,7 @@ struct StepCost {
   double sent = 0;     // bytes
 };
 
-// Buckets are served one after another. `codecs[i]` and `costs[i]`: layer i's.
-StepCost step_cost(std::span<const BucketReady> buckets, std::span<const Codec* const> codecs,
-                   std::span<const LayerCost> costs, const LinkModel& link);
+// Buckets are served one after another. `costs[i]`: layer i's.
+StepCost step_cost(std::span<const BucketReady> buckets, std::span<const LayerCost> costs);
 
 }  // namespace thinwire

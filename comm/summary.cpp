@@ -77,7 +77,8 @@ MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& pla
     forecast.residual_bytes += generations(codec) * (fp32_bytes + kept_bytes(layers[i], codec));
     if (!codec.payload) {
       forecast.buffer_bytes += message;  // reduced in place
-    } else if (codec.payload->traits().sparse && plan.choices[i].split_ranges == 0) {
+    } else if (plan.choices[i].gathered ||
+               (codec.payload->traits().sparse && plan.choices[i].split_ranges == 0)) {
       forecast.buffer_bytes += (1 + ranks) * message;
     } else {
       forecast.residual_bytes += generations(codec) * fp32_bytes / ranks;  // as owner

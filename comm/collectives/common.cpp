@@ -7,13 +7,6 @@
 
 namespace thinwire::collectives {
 
-AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
-  if (bytes > 0) {
-    data_.reset(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{64})));
-    std::memset(data_.get(), 0, bytes);
-  }
-}
-
 void refuse_layer(int rank, const ExchangeLayer& layer, const std::string& what) {
   throw InvalidArgument("rank " + std::to_string(rank) + ", layer " + std::string(layer.name) +
                         ": " + what);

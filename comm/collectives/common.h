@@ -1,12 +1,10 @@
-// What the exchanges share: buffers, message layout, checks, the context of a codec call. Internal
-// to comm/collectives. Not thread-safe; buffers belong to their exchange.
+// What the exchanges share: message layout, checks, the context of a codec call. Internal
+// to comm/collectives. Not thread-safe.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,30 +12,10 @@
 
 #include "comm/collectives/kernels.h"
 #include "comm/exchange.h"
+#include "compressors/core/aligned_buffer.h"
 #include "compressors/core/codec.h"
 
 namespace thinwire::collectives {
-
-// Zeroed bytes, aligned to 64.
-class AlignedBuffer {
- public:
-  AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t bytes);
-
-  std::span<std::byte> bytes() const { return {data_.get(), size_}; }
-  std::size_t size() const { return size_; }
-  // The first `count` floats.
-  std::span<float> floats(std::size_t count) const {
-    return {reinterpret_cast<float*>(data_.get()), count};
-  }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  std::size_t size_ = 0;
-};
 
 constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <vector>
 
+#include "compressors/core/aligned_buffer.h"
 #include "compressors/core/environment.h"
 #include "compressors/core/error.h"
 #include "compressors/core/memory.h"
@@ -41,19 +42,6 @@ std::vector<float> noise() {
   }
   return values;
 }
-
-// Scratch, aligned as codecs want it.
-class Scratch {
- public:
-  explicit Scratch(std::size_t bytes) : lines_(bytes / sizeof(Line) + 1) {}
-  std::span<std::byte> bytes() { return std::as_writable_bytes(std::span(lines_)); }
-
- private:
-  struct alignas(64) Line {
-    std::array<std::byte, 64> bytes;
-  };
-  std::vector<Line> lines_;
-};
 
 template <typename Call>
 double least_seconds(Call&& call) {
@@ -88,9 +76,9 @@ CodecSpeed measure_copies(std::vector<float>& gradient) {
 
 CodecSpeed measure_payload(const PayloadCodec& codec, const CommonOptions& options,
                            std::vector<float>& gradient) {
-  Scratch workspace(codec.workspace_bytes(kElements));
+  const AlignedBuffer workspace(codec.workspace_bytes(kElements));
   Memory memory(kElements, {.storage = options.storage, .needs = codec.memory_needs(kElements)});
-  Scratch unpacked(memory.scratch_bytes());
+  const AlignedBuffer unpacked(memory.scratch_bytes());
   std::vector<std::byte> body(codec.slot_bytes(kElements));
   std::vector<float> mean(gradient.size());
   CodecSpeed speed;
@@ -114,7 +102,7 @@ CodecSpeed measure_payload(const PayloadCodec& codec, const CommonOptions& optio
 
 CodecSpeed measure_linear(const LinearCodec& codec, std::vector<float>& gradient) {
   Memory memory(kElements, {.needs = codec.memory_needs(kShape)});
-  Scratch state(codec.round_state_bytes(kShape));
+  const AlignedBuffer state(codec.round_state_bytes(kShape));
   const LinearCodec::Tensor tensor{
       .grad = view(gradient),
       .shape = kShape,

@@ -39,7 +39,7 @@ from examples.demo.runner import (
     Demo,
     Options,
 )
-from examples.demo.tasks import TASKS
+from examples.demo.tasks import TASKS, USUAL_TASKS
 
 NEXT = (
     "thinwire run --policy topk:0.01,values=q8 -- "
@@ -60,7 +60,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="one task, one link, three methods (or QUICK=1)",
     )
     parser.add_argument(
-        "--task", action="append", choices=sorted(TASKS), help="repeatable; default: all"
+        "--task",
+        action="append",
+        choices=sorted(TASKS),
+        help=f"repeatable; default: {' '.join(USUAL_TASKS)}",
     )
     parser.add_argument(
         "--rate", action="append", help=f"link speed, repeatable; default: {' '.join(LINKS)}"
@@ -101,7 +104,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
     quick = arguments.quick
     links = arguments.rate or (QUICK_LINKS if quick else LINKS)
     return Options(
-        tasks=arguments.task or (QUICK_TASKS if quick else list(TASKS)),
+        tasks=arguments.task or (QUICK_TASKS if quick else list(USUAL_TASKS)),
         links=[LOOPBACK] if arguments.loopback else links,
         methods=arguments.method or (QUICK_METHODS if quick else METHODS),
         hosts=arguments.hosts,

@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from examples.demo.data import DataMissingError
 from examples.demo.hosts import LOOPBACK, Hosts, LabHosts, LoopbackHosts
-from examples.demo.tasks import TASKS, DataMissingError
+from examples.demo.tasks import TASKS
 
 
 class CannotRunError(RuntimeError):

@@ -21,6 +21,9 @@ BOUND = "bound"
 FLOOR = "ddp"
 """DDP whose hook sends nothing, and one 4-byte allreduce: what DDP's own copy into its buckets
 costs before any hook has its turn. Its replicas drift apart; it is a timing, not training."""
+FEEDBACK = "feedback"
+"""The same, whose hook adds the gradient to a residual and zeroes it: what error feedback reads and
+writes, whatever is sent."""
 ONE_BUCKET_MB = 100_000
 """Larger than any model here: PyTorch's PowerSGD hook aborts the process on Gloo when there are
 two buckets."""
@@ -40,15 +43,15 @@ class Attached:
 def check_spec(spec: str) -> str:
     """Return the spec, or say what is wrong with it."""
     family, _, argument = spec.partition(":")
-    if spec in (BOUND, FLOOR, "none", "fp16"):
+    if spec in (BOUND, FLOOR, FEEDBACK, "none", "fp16"):
         return spec
     if family == "powersgd" and argument.isdigit() and int(argument) > 0:
         return spec
     if family == "thinwire" and argument:
         return spec
     raise ValueError(
-        f"unknown method '{spec}': expected bound, ddp, none, fp16, powersgd:RANK or "
-        "thinwire:POLICY (such as thinwire:topk:0.01,values=q8)"
+        f"unknown method '{spec}': expected bound, ddp, feedback, none, fp16, powersgd:RANK "
+        "or thinwire:POLICY (such as thinwire:topk:0.01,values=q8)"
     )
 
 
@@ -59,6 +62,7 @@ def label(spec: str) -> str:
         return f"thinwire {argument}"
     names = {
         FLOOR: "DDP that sends nothing",
+        FEEDBACK: "DDP that keeps residuals and sends nothing",
         "none": "plain DDP (fp32)",
         "fp16": "PyTorch fp16 hook",
         "powersgd": f"PyTorch PowerSGD rank {argument}",
@@ -78,9 +82,12 @@ def attach(spec: str, model: nn.Module) -> Attached:
         init_sync=False,
         bucket_cap_mb=ONE_BUCKET_MB if family == "powersgd" else None,
     )
-    if family == FLOOR:
+    if family in (FLOOR, FEEDBACK):
         word = torch.zeros(1)
-        ddp.register_comm_hook(None, _send_nothing)
+        if family == FLOOR:
+            ddp.register_comm_hook(None, _send_nothing)
+        else:
+            ddp.register_comm_hook({}, _keep_residual)
         return Attached(ddp, lambda: _allreduce(word), dict)
     if family == "fp16":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
@@ -107,6 +114,16 @@ def _send_nothing(_, bucket):  # type: ignore[no-untyped-def]  # noqa: ANN202
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
+
+
+def _keep_residual(residuals: dict[int, torch.Tensor], bucket):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    gradient = bucket.buffer()
+    kept = residuals.get(bucket.index())
+    if kept is None or kept.shape != gradient.shape:  # DDP rebuilds its buckets once
+        kept = residuals[bucket.index()] = torch.zeros_like(gradient)
+    kept.add_(gradient)
+    gradient.zero_()
+    return _send_nothing(None, bucket)
 
 
 def _allreduce(word: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The two training jobs that the demo and the step-time benchmark share, and what other jobs on the
+"""The training jobs that the demo and the step-time benchmark share, and what other jobs on the
 same data are made of.
 
 A task gives the model, the batches of one rank and a sharded evaluation; a demo task its optimiser
@@ -10,9 +10,6 @@ workers; workers only read.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,17 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BIBLE_COMMAND = ["bible", "-f", "gen1:1-rev22:21"]
-
-
-class DataMissingError(RuntimeError):
-    """A data set cannot be made here; the message says which package brings it."""
-
-
-def cache_folder() -> Path:
-    """Where prepared data sets lie: $XDG_CACHE_HOME/thinwire, or ~/.cache/thinwire."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "thinwire"
+from examples.demo.data import (
+    DataMissingError,
+    cache_folder,
+    encode_text,
+    king_james_verses,
+    save_atomically,
+)
+from examples.pytorch import minilm
 
 
 @dataclass(frozen=True)
@@ -280,29 +274,65 @@ class CharLstm(KingJamesCharacters, DemoTask):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
-def king_james_verses() -> list[str]:
-    """The 31,102 verses in order, Genesis 1:1 to Revelation 22:21."""
-    if shutil.which(BIBLE_COMMAND[0]) is None:
-        raise DataMissingError(
-            "the King James text comes with Debian's bible-kjv and bible-kjv-text: "
-            "apt-get install bible-kjv bible-kjv-text"
-        )
-    printed = subprocess.run(BIBLE_COMMAND, check=True, capture_output=True, text=True).stdout
-    return [line.split(" ", 1)[1] for line in printed.splitlines() if " " in line]
+class VerseMiniLm(DemoTask):
+    """Fine-tuning MiniLM: is a verse from the Old Testament or from the New?"""
+
+    name = "minilm"
+    title = "MiniLM, OT or NT"
+    workload = (
+        "all-MiniLM-L6-v2, 22.6 M parameters, all trained; King James verses of up to "
+        f"{minilm.TOKENS} tokens, batch 8 a host"
+    )
+    metric = Metric("accuracy", "%", True, 88.0)
+    batch = 8
+    held_out = 512
+    eval_every_s = 8.0
+
+    def __init__(self) -> None:
+        self._tokens, self._labels = minilm.verses()
+
+    @staticmethod
+    def prepare() -> None:
+        minilm.prepare()
+
+    def model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return minilm.Classifier(minilm.pretrained(), 2)
+
+    def batches(self, rank: int, world: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = slice(self.held_out + rank, None, world)
+        tokens, labels = self._tokens[mine], self._labels[mine]
+        generator = torch.Generator().manual_seed(1000 * seed + rank)
+        while True:
+            order = torch.randperm(len(tokens), generator=generator)
+            for picked in order[: len(order) // self.batch * self.batch].split(self.batch):
+                yield tokens[picked], labels[picked]
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(model(inputs), targets)
+
+    def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
+        mine = slice(rank, self.held_out, world)
+        with torch.no_grad():
+            right = sum(
+                int((model(tokens).argmax(dim=1) == labels).sum())
+                for tokens, labels in zip(
+                    self._tokens[mine].split(32), self._labels[mine].split(32), strict=True
+                )
+            )
+        return Shard(float(right), len(self._labels[mine]))
+
+    @staticmethod
+    def score(shards: list[Shard]) -> float:
+        return MnistImages.score(shards)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+
+    def clip(self, model: nn.Module) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
-def encode_text(text: str) -> tuple[np.ndarray, int]:
-    """Characters as codes 0, 1, ... in sorted order of the alphabet, and the alphabet's size."""
-    alphabet = {character: code for code, character in enumerate(sorted(set(text)))}
-    return np.array([alphabet[character] for character in text], dtype=np.uint8), len(alphabet)
-
-
-def save_atomically(file: Path, **arrays: np.ndarray | np.generic) -> None:
-    """Write an .npz so that a reader sees the whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.stem}.{os.getpid()}.npz")
-    np.savez(part, **arrays)  # type: ignore[arg-type]
-    part.replace(file)
-
-
-TASKS: dict[str, type[DemoTask]] = {task.name: task for task in (MnistMlp, CharLstm)}
+TASKS: dict[str, type[DemoTask]] = {task.name: task for task in (MnistMlp, CharLstm, VerseMiniLm)}
+USUAL_TASKS = (MnistMlp.name, CharLstm.name)
+"""What is trained where no task is named."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from examples.demo.tasks import (
+from examples.demo.data import (
     DataMissingError,
     cache_folder,
     king_james_verses,

@@ -90,16 +90,14 @@ class Job {
   }
 
   StepCost cost_of(const Plan& plan) const {
-    std::vector<const Codec*> codecs;
     std::vector<LayerCost> costs;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Codec& codec = plan.choices[i].codec;
       CodecSpeed speed = speed_of(codec);
       if (!codec.is_none()) speed.encode *= slow_;
-      codecs.push_back(&codec);
       costs.push_back(layer_cost(layers_[i], codec, speed, link_, kRanks));
     }
-    return step_cost(buckets(), codecs, costs, link_);
+    return step_cost(buckets(), costs);
   }
 
   void run_step() {
@@ -146,7 +144,7 @@ class Job {
       transfer.awaited = true;
       step.transfers.push_back(transfer);
     };
-    switch (route_of(codec)) {
+    switch (cost.route) {
       case Route::kDense:
       case Route::kLinear:
         add(Verb::kAllreduce, cost.sent);
@@ -299,6 +297,20 @@ TEST(AutoTuner, KeepsToItsFamilies) {
     EXPECT_TRUE(choice.codec.is_none() || choice.codec.linear) << choice.codec.spec;
   }
   EXPECT_FALSE(all_dense(job.plan()));
+}
+
+TEST(AutoTuner, QuantisesBiasesWhereTheirBytesCount) {
+  Job slow("auto", mlp(), link_of(1e6));
+  slow.run(60);
+  EXPECT_EQ(slow.plan().choices[1].codec.spec, "q8");
+  EXPECT_EQ(slow.plan().choices[1].reason, "auto: 1 dimension");
+  Job fast("auto", mlp(), link_of(1e12, 1e-6));
+  fast.run(60);
+  EXPECT_TRUE(fast.plan().choices[1].codec.is_none());
+  Job without("auto,families=topk", mlp(), link_of(1e6));
+  without.run(60);
+  EXPECT_TRUE(without.plan().choices[1].codec.is_none());
+  EXPECT_EQ(without.plan().choices[1].reason, "dense: 1 dimension");
 }
 
 TEST(AutoTuner, ABoundHoldsForItsLayer) {

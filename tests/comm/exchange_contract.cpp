@@ -59,6 +59,7 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"topk:0.05,values=q8", Collective::kSparse},
       {"topk:0.02,values=bf16,select=sampled", Collective::kSparse},
       {"topk:0.02,values=q8,scope=bucket", Collective::kSparse},
+      {"q8", Collective::kSparse},
       {"topk:0.3", Collective::kRequantising},
       {"topk:0.02", Collective::kSplit},
       {"topk:0.3,values=bf16,select=sampled", Collective::kSplit},

@@ -84,6 +84,22 @@ TEST(Policy, LayersThatALinearCodecWouldNotMakeSmallerGoDense) {
   EXPECT_EQ(policy.choose(kModel[2]).rule, std::optional<std::size_t>(0));
 }
 
+TEST(Policy, AutoMayQuantiseSmallLayersAndNothingElse) {
+  const Policy policy = Policy::parse("auto");
+  const auto choose = [&](std::vector<std::int64_t> shape, DType dtype = DType::kF32) {
+    return policy.choose({"layer", std::move(shape), dtype});
+  };
+  EXPECT_FALSE(choose({100, 100}).small);
+  for (const Policy::Choice& choice :
+       {choose({4000}), choose({4, 4}), choose({}), choose({4000}, DType::kBF16)}) {
+    EXPECT_TRUE(choice.automatic && choice.small && choice.codec.is_none()) << choice.reason;
+    EXPECT_THAT(choice.reason, HasSubstr("dense: "));
+  }
+  EXPECT_FALSE(choose({4000}, DType::kF64).automatic);
+  EXPECT_FALSE(choose({0}).automatic);
+  EXPECT_FALSE(Policy::parse("topk:0.01").choose({"layer", {4000}, DType::kF32}).small);
+}
+
 TEST(Policy, FirstRuleThatMatchesDecides) {
   const Policy policy = Policy::parse(R"(
     policy = "topk:0.01"
@@ -167,13 +183,38 @@ TEST(Plan, HasAChoiceForEachLayer) {
   EXPECT_EQ(plan.choices[1].codec.spec, "topk:0.01");
 }
 
+// Which layers go with the sparse ones though their codec is none of theirs.
+std::vector<bool> gathered(const std::string& policy, const std::vector<Layer>& model, int ranks) {
+  Plan plan = Plan::make(Policy::parse(policy), model);
+  plan.choose_routes(model, ranks, {}, 16);
+  std::vector<bool> result;
+  for (const Policy::Choice& choice : plan.choices) result.push_back(choice.gathered);
+  return result;
+}
+
+TEST(Plan, GathersFewQuantisedValuesWithOthers) {
+  const std::vector<Layer> model = {{"weight", {1000, 1000}, DType::kF32},
+                                    {"bias", {1000}, DType::kF32},
+                                    {"wide.bias", {20'000}, DType::kF32}};
+  const auto with = [](const std::string& policy) {
+    return "policy = \"" + policy + "\"\n[[rule]]\nname = \"*bias\"\npolicy = \"q8\"";
+  };
+  const std::vector<bool> none(3);
+  EXPECT_EQ(gathered(with("topk:0.01"), model, 4), std::vector({false, true, false}));
+  EXPECT_EQ(gathered(with("topk:0.01"), model, 64), none);
+  EXPECT_EQ(gathered(with("q4"), model, 4), none);  // travels with the weights as it is
+  EXPECT_EQ(gathered(with("none"), model, 4), none);
+  EXPECT_EQ(gathered(with("powersgd:1"), {model[0], model[1]}, 4), std::vector({false, true}));
+  EXPECT_EQ(gathered(with("powersgd:1"), model, 4), none);  // the wide one goes to owners anyway
+}
+
 TEST(Plan, SplitsWhereItIsFaster) {
   const std::vector<Layer> model = {{"a", {4'000'000}, DType::kF32}, {"b", {90, 100}, DType::kF32}};
   const Policy topk =
       Policy::parse("policy = \"topk:0.01\"\n[[rule]]\nname = \"?\"\npolicy = \"topk:0.01\"");
   const auto ranges = [&](const Policy& policy, int ranks, Link link, int least = 2) {
     Plan plan = Plan::make(policy, model);
-    plan.choose_split(model, ranks, link, least);
+    plan.choose_routes(model, ranks, link, least);
     std::vector<int> result;
     for (const Policy::Choice& choice : plan.choices) result.push_back(choice.split_ranges);
     return result;
@@ -188,8 +229,8 @@ TEST(Plan, SplitsWhereItIsFaster) {
   EXPECT_GT(split[1], 0);  // all travel in one way
   EXPECT_LT(split[1], 16);
   Plan plan = Plan::make(topk, model);
-  plan.choose_split(model, 16, {}, 16);
-  plan.choose_split(model, 2, {}, 16);
+  plan.choose_routes(model, 16, {}, 16);
+  plan.choose_routes(model, 2, {}, 16);
   EXPECT_EQ(plan.choices[0].split_ranges, 0);
   EXPECT_EQ(
       ranges(Policy::parse("policy = \"none\"\n[[rule]]\nname = \"?\"\npolicy = \"q4\""), 16, {}),

@@ -63,6 +63,12 @@ bool is_empty(const Pending& pending) {
   return true;
 }
 
+// Biases as q4: with the sparse layers, or by their owners.
+constexpr const char* kGathered =
+    "policy = \"topk:0.05\"\n[[rule]]\nname = \"*.bias\"\npolicy = \"q4\"";
+constexpr const char* kRequantised =
+    "policy = \"q2\"\n[[rule]]\nname = \"*.bias\"\npolicy = \"q4\"";
+
 struct Change {
   const char* before;
   const char* after;
@@ -95,7 +101,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Change{"topk:0.05,values=q8", "none"}, Change{"powersgd:1", "topk:0.05"},
                       Change{"topk:0.05", "powersgd:1"}, Change{"onebit", "lossless"},
                       Change{"topk:0.05,memory=bf16", "q2"},
-                      Change{"topk:0.05,scope=bucket", "dct:4"}));
+                      Change{"topk:0.05,scope=bucket", "dct:4"}, Change{kGathered, "q4"},
+                      Change{kRequantised, kGathered}, Change{kGathered, "none"}));
 
 // A reducer that was made with the policy and restored what the other one had.
 TEST(ReducerPolicy, GoesOnAsAReducerMadeWithIt) {

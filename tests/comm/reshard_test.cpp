@@ -126,6 +126,9 @@ std::vector<ReducerState> train(int size, const Job& job, const std::vector<Redu
   return after;
 }
 
+constexpr const char* kGathered =
+    "policy = \"topk:0.05\"\n[[rule]]\nname = \"*.bias\"\npolicy = \"q4\"";
+
 class Reshard : public ::testing::TestWithParam<Job> {};
 
 TEST_P(Reshard, LosesNothingOnTheWay) {
@@ -156,7 +159,7 @@ TEST_P(Reshard, LosesNothingOnTheWay) {
 INSTANTIATE_TEST_SUITE_P(Policies, Reshard,
                          ::testing::Values(Job{"onebit"}, Job{"topk:0.05"},
                                            Job{"topk:0.05,values=q8"}, Job{"powersgd:2"}, Job{"q4"},
-                                           Job{"topk:0.05", true},
+                                           Job{kGathered}, Job{"topk:0.05", true},
                                            Job{"topk:0.05,select=carried", true}));
 
 // Of one size, but another link: owners' residuals become workers', and ranges one.

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from examples.demo.data import DataMissingError
 from examples.demo.environment import CannotRunError, console, say
 from examples.demo.hosts import Hosts, LoopbackHosts
-from examples.demo.tasks import DataMissingError
 from tests.convergence.methods import METHODS
 from tests.convergence.runner import make_all
 from tests.convergence.runs import Choice, Run, timing_runs, training_runs

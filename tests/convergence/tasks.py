@@ -6,21 +6,17 @@ ranks on two cores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from examples.demo.tasks import (
     CharLstmModel,
     KingJamesCharacters,
     Metric,
     MnistImages,
-    Shard,
     Task,
+    VerseMiniLm,
 )
-from examples.pytorch import minilm
 
 
 class Mlp(MnistImages):
@@ -149,58 +145,6 @@ class Gpt(KingJamesCharacters):
     def model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return _GptModel(self._characters, self.window)
-
-
-class VerseMiniLm(Task):
-    """Fine-tuning MiniLM: is a verse from the Old Testament or from the New?"""
-
-    name = "minilm"
-    title = "MiniLM, OT or NT"
-    workload = (
-        "all-MiniLM-L6-v2, 22.6 M parameters, all trained; King James verses of up to "
-        f"{minilm.TOKENS} tokens, batch 8 a host"
-    )
-    metric = Metric("accuracy", "%", True, 88.0)
-    batch = 8
-    held_out = 512
-
-    def __init__(self) -> None:
-        self._tokens, self._labels = minilm.verses()
-
-    @staticmethod
-    def prepare() -> None:
-        minilm.prepare()
-
-    def model(self, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return minilm.Classifier(minilm.pretrained(), 2)
-
-    def batches(self, rank: int, world: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = slice(self.held_out + rank, None, world)
-        tokens, labels = self._tokens[mine], self._labels[mine]
-        generator = torch.Generator().manual_seed(1000 * seed + rank)
-        while True:
-            order = torch.randperm(len(tokens), generator=generator)
-            for picked in order[: len(order) // self.batch * self.batch].split(self.batch):
-                yield tokens[picked], labels[picked]
-
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(model(inputs), targets)
-
-    def evaluate(self, model: nn.Module, rank: int, world: int) -> Shard:
-        mine = slice(rank, self.held_out, world)
-        with torch.no_grad():
-            right = sum(
-                int((model(tokens).argmax(dim=1) == labels).sum())
-                for tokens, labels in zip(
-                    self._tokens[mine].split(32), self._labels[mine].split(32), strict=True
-                )
-            )
-        return Shard(float(right), len(self._labels[mine]))
-
-    @staticmethod
-    def score(shards: list[Shard]) -> float:
-        return MnistImages.score(shards)
 
 
 TASKS: dict[str, type[Task]] = {

@@ -1,5 +1,6 @@
 """The step-time benchmark: its figures and verdicts on made-up pairs, and its command line."""
 
+import dataclasses
 import io
 import json
 import math
@@ -78,6 +79,15 @@ def test_accuracy_is_judged_against_plain_ddp_on_the_same_link():
     assert step_time.judge_accuracy([plain, result(TOPK, values=[92.0, 93.0])]) == []
     assert len(step_time.judge_accuracy([plain, result(TOPK, values=[92.0, 92.9])])) == 1
     assert step_time.judge_accuracy([plain, result(TOPK, "100mbit", values=[50.0])]) == []
+
+
+def test_a_perplexity_is_better_where_it_is_less():
+    def lstm(method, values):
+        return dataclasses.replace(result(method), task="lstm", values=values)
+
+    plain = lstm("none", [10.0])
+    assert step_time.judge_accuracy([plain, lstm(TOPK, [5.0]), lstm("fp16", [10.1])]) == []
+    assert len(step_time.judge_accuracy([plain, lstm(TOPK, [10.3])])) == 1
 
 
 @pytest.mark.parametrize(

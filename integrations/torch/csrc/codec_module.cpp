@@ -1,14 +1,13 @@
 // Extension module thinwire._codec: one codec on plain memory. Needs no torch. Pointers come from
 // thinwire/_array.py, which keeps the arrays alive and checks dtype, layout and device.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
-#include <memory>
-#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "comm/forecast.h"
 #include "comm/policy.h"
 #include "compressors/adaptive/codec_speeds.h"
+#include "compressors/core/aligned_buffer.h"
 #include "compressors/core/codec.h"
 #include "compressors/core/codec_support.h"
 #include "compressors/core/payload.h"
@@ -98,7 +98,8 @@ class ArrayCodec {
                            ", got " + std::to_string(header.codec_id) +
                            "\nhint: decode with the codec that encoded");
     }
-    const Scratch scratch(codec_.payload->workspace_bytes(n));
+    // A frame that claims many elements costs no memory before it is refused.
+    const auto scratch = AlignedBuffer::uninitialized(codec_.payload->workspace_bytes(n));
     const Context ctx = context(scratch, n, key, step);
     codec_.payload->decode(ctx, message.subspan(kPayloadHeaderBytes), result);
   }
@@ -109,23 +110,7 @@ class ArrayCodec {
                             : kPayloadHeaderBytes + codec_.payload->slot_bytes(n);
   }
 
-  // Uninitialised: a frame that claims many elements costs no memory before it is refused.
-  class Scratch {
-   public:
-    explicit Scratch(std::size_t bytes)
-        : data_(static_cast<std::byte*>(::operator new(bytes, kAlignment))), size_(bytes) {}
-    std::span<std::byte> bytes() const { return {data_.get(), size_}; }
-
-   private:
-    static constexpr std::align_val_t kAlignment{64};
-    struct Free {
-      void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
-    };
-    std::unique_ptr<std::byte, Free> data_;
-    std::size_t size_;
-  };
-
-  static Context context(const Scratch& scratch, std::int64_t n, const std::string& key,
+  static Context context(const AlignedBuffer& scratch, std::int64_t n, const std::string& key,
                          std::uint64_t step) {
     Context ctx;
     ctx.workspace = scratch.bytes();
@@ -157,7 +142,8 @@ class ArrayCodec {
       return grad.bytes();
     }
     const auto n = static_cast<std::size_t>(grad.elements);
-    const Scratch scratch(codec_.payload->workspace_bytes(grad.elements));
+    const auto scratch =
+        AlignedBuffer::uninitialized(codec_.payload->workspace_bytes(grad.elements));
     Context ctx = context(scratch, grad.elements, key, step);
     ctx.shape = shape;
     const auto body = out.subspan(kPayloadHeaderBytes);
@@ -251,10 +237,14 @@ nb::list describe_families() {
   return all;
 }
 
-// What each policy would make of a model's steps. dtypes: as in thinwire/_array.py.
+using FlatGradient = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// What each policy would make of a model's steps. dtypes: as in thinwire/_array.py. gradients:
+// none, or one a layer, empty where none is known.
 nb::list forecast_policies(const std::vector<std::string>& names,
                            const std::vector<std::vector<std::int64_t>>& shapes,
                            const std::vector<std::uint8_t>& dtypes,
+                           const std::vector<FlatGradient>& gradients,
                            const std::vector<std::string>& policies, int ranks,
                            double latency_seconds, double bytes_per_second,
                            double backward_seconds) {
@@ -265,6 +255,11 @@ nb::list forecast_policies(const std::vector<std::string>& names,
       .backward_seconds = backward_seconds};
   for (std::size_t i = 0; i < names.size(); ++i) {
     job.layers.push_back({names[i], shapes.at(i), static_cast<DType>(dtypes.at(i))});
+  }
+  for (const FlatGradient& gradient : gradients) {
+    const auto elements = static_cast<std::int64_t>(gradient.size());
+    job.gradients.push_back(elements == 0 ? TensorView()
+                                          : TensorView{gradient.data(), elements, DType::kF32});
   }
   std::vector<Forecast> forecasts;
   {

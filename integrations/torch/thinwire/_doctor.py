@@ -126,7 +126,7 @@ def _speeds() -> Table:
     job = (["x"], [[1024, 1024]], [0])
     for spec, encode, decode, more in _codec.codec_speeds(list(_CODECS)):
         # Two ranks: an allreduce sends the tensor once.
-        (thin,) = _codec.forecast(*job, [spec], 2, 1e-9, 1.0, 0.0)
+        (thin,) = _codec.forecast(*job, [], [spec], 2, 1e-9, 1.0, 0.0)
         saved = 4 * elements - thin["sent_bytes"]
         work = elements * (encode + decode + more)
         table.add_row(

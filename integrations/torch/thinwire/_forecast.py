@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -62,14 +63,23 @@ class Situation:
 
 
 def forecast(
-    layers: Sequence[ModelLayer], policies: Sequence[str], where: Situation
+    layers: Sequence[ModelLayer],
+    policies: Sequence[str],
+    where: Situation,
+    gradients: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
     """One dict a policy: ``policy``, ``step_seconds``, ``exposed_seconds``, ``work_seconds``,
-    ``sent_bytes``, ``layers``. PolicyError as from compress()."""
+    ``sent_bytes``, ``layers``. PolicyError as from compress().
+
+    gradients: by layer, as float32; what is not there is taken for a usual gradient.
+    """
+    known = gradients or {}
+    none = np.empty(0, np.float32)
     found = _codec.forecast(
         [layer.name for layer in layers],
         [list(layer.shape) for layer in layers],
         [layer.dtype for layer in layers],
+        [known.get(layer.name, none).reshape(-1) for layer in layers],
         list(policies),
         where.ranks,
         where.latency,

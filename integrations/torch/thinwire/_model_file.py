@@ -1,15 +1,18 @@
-"""A model's layers, as `thinwire plan` needs them: names, shapes, dtypes."""
+"""A model as `thinwire plan` needs it: layers' names, shapes and dtypes, and their gradients."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from thinwire.errors import InvalidArgument
 
@@ -56,6 +59,43 @@ def read_layers(source: str) -> list[ModelLayer]:
     return layers
 
 
+def read_gradients(source: str, layers: Sequence[ModelLayer]) -> dict[str, np.ndarray]:
+    """The gradients of some or all layers by name, as float32.
+
+    source: a .safetensors file, or one that torch.save() made of {name: gradient}.
+    InvalidArgument for another one, for names that the model does not have, and for other shapes.
+    """
+    path = Path(source)
+    try:
+        if path.suffix == ".safetensors":
+            arrays = _arrays_of_safetensors(path)
+        elif path.suffix in (".pt", ".pth", ".bin"):
+            arrays = _arrays_of_checkpoint(path)
+        else:
+            raise InvalidArgument(
+                f"plan: {source} holds no gradients\n"
+                "hint: torch.save({name: p.grad for name, p in model.named_parameters()}, FILE.pt)"
+            )
+    except OSError as error:
+        raise InvalidArgument(f"plan: cannot read {source}: {error.strerror or error}") from error
+    shapes = {layer.name: layer.shape for layer in layers}
+    for name, array in arrays.items():
+        if name not in shapes:
+            near = difflib.get_close_matches(name, shapes, 1)
+            raise InvalidArgument(
+                f"plan: {source} has a gradient of '{name}', which the model does not have"
+                + (f"\nhint: the nearest layer is '{near[0]}'" if near else "")
+            )
+        if array.shape != shapes[name]:
+            raise InvalidArgument(
+                f"plan: {source}: the gradient of '{name}' is {list(array.shape)}, expected "
+                f"{list(shapes[name])}"
+            )
+    if not arrays:
+        raise InvalidArgument(f"plan: {source} holds no gradients")
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+
+
 def _layer(name: str, shape: Any, dtype: str) -> list[ModelLayer]:
     """None for what is no gradient's type."""
     known = dtype in _DTYPES
@@ -63,17 +103,45 @@ def _layer(name: str, shape: Any, dtype: str) -> list[ModelLayer]:
 
 
 def _from_safetensors(path: Path) -> list[ModelLayer]:
+    try:
+        return [
+            layer
+            for name, entry in _safetensors_header(path)[0].items()
+            for layer in _layer(name, entry["shape"], _SAFETENSORS.get(entry["dtype"], ""))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgument(f"plan: {path} is no safetensors file: {error!r}") from error
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries by name, and where their bytes begin. ValueError, AttributeError for no such
+    file."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         text = file.read(size) if size <= os.path.getsize(path) else b""
+    header = json.loads(text)
+    header.pop("__metadata__", None)
+    return header, 8 + size
+
+
+def _arrays_of_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Those of a gradient's type, as float32."""
     try:
-        header = json.loads(text)
-        return [
-            layer
-            for name, entry in header.items()
-            if name != "__metadata__"
-            for layer in _layer(name, entry["shape"], _SAFETENSORS.get(entry["dtype"], ""))
-        ]
+        header, start = _safetensors_header(path)
+        data = np.memmap(path, np.uint8, "r", start)
+        arrays = {}
+        for name, entry in header.items():
+            kind = _SAFETENSORS.get(entry["dtype"], "")
+            begin, end = entry["data_offsets"]
+            values = data[begin:end]
+            if kind == "bfloat16":
+                values = (values.view("<u2").astype(np.uint32) << 16).view(np.float32)
+            elif kind:
+                values = values.view(np.dtype(kind).newbyteorder("<")).astype(np.float32)
+            else:
+                continue
+            arrays[name] = values.reshape(entry["shape"])
+        return arrays
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidArgument(f"plan: {path} is no safetensors file: {error!r}") from error
 
@@ -88,7 +156,8 @@ def _from_json(path: Path) -> list[ModelLayer]:
         ) from error
 
 
-def _from_checkpoint(path: Path) -> list[ModelLayer]:
+def _load(path: Path) -> Mapping[str, Any]:
+    """A state_dict, or what holds one."""
     import torch
 
     try:
@@ -105,12 +174,29 @@ def _from_checkpoint(path: Path) -> list[ModelLayer]:
             state = state[key]
     if not isinstance(state, Mapping):
         raise InvalidArgument(f"plan: {path} holds a {type(state).__name__}, expected a state_dict")
+    return state
+
+
+def _from_checkpoint(path: Path) -> list[ModelLayer]:
+    import torch
+
     return [
         layer
-        for name, value in state.items()
+        for name, value in _load(path).items()
         if isinstance(value, torch.Tensor)
         for layer in _layer(name, value.shape, str(value.dtype).removeprefix("torch."))
     ]
+
+
+def _arrays_of_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Those of a gradient's type, as float32."""
+    import torch
+
+    return {
+        name: value.float().numpy()
+        for name, value in _load(path).items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
 
 
 def _from_function(source: str) -> list[ModelLayer]:

@@ -179,7 +179,7 @@ def _codecs(
 
 @app.command(
     "plan",
-    options_metavar="[--ranks N] [--rate R] [--latency T] [--step T] [--policy P]... [--save FILE]",
+    options_metavar="[--ranks N] [--rate R] [--step T] [--policy P]... [--gradients FILE]",
 )
 def _plan(
     model: Annotated[
@@ -194,6 +194,13 @@ def _plan(
     rate: Annotated[str, typer.Option(help="speed of a host's link")] = "1gbit",
     latency: Annotated[str, typer.Option(help="of a message")] = "25us",
     step: Annotated[str, typer.Option(help="a step's time without communication")] = "100ms",
+    gradients: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="a step's gradients by name (.pt, .safetensors); default: usual ones",
+        ),
+    ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="repeatable; none is always there; default: bf16, auto")
     ] = None,
@@ -206,13 +213,13 @@ def _plan(
 ) -> None:
     """Predict what policies would gain for a model on a network, without training.
 
-    Codecs' speeds are measured on this machine; errors are those of usual gradients.
+    Codecs' speeds are measured on this machine.
     """
     from rich.console import Console
 
     try:
         from thinwire import _forecast
-        from thinwire._model_file import read_layers
+        from thinwire._model_file import read_gradients, read_layers
 
         where = _forecast.Situation(
             ranks,
@@ -221,7 +228,9 @@ def _plan(
             _forecast.parse_time("--step", step),
         )
         policies = ["none", *[p for p in policy or ["bf16", "auto"] if p != "none"]]
-        forecasts = _forecast.forecast(read_layers(model), policies, where)
+        layers = read_layers(model)
+        known = read_gradients(gradients, layers) if gradients else {}
+        forecasts = _forecast.forecast(layers, policies, where, known)
         _forecast.show(forecasts, where, Console())
         print(_forecast.verdict(forecasts, where))
         if json_file is not None:

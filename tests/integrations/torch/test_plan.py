@@ -12,7 +12,7 @@ from test_cli import thinwire
 from thinwire import _codec
 from thinwire._doctor import Check, _try
 from thinwire._forecast import Situation, forecast, parse_rate, parse_time, save_policy, verdict
-from thinwire._model_file import ModelLayer, read_layers
+from thinwire._model_file import ModelLayer, read_gradients, read_layers
 from thinwire.errors import InvalidArgument, PolicyError
 
 MLP = {"0.weight": [512, 784], "0.bias": [512], "2.weight": [10, 512]}
@@ -88,6 +88,66 @@ def test_models_come_from_files_and_functions(
     assert [layer.shape for layer in read_layers("made_up_model:make")] == [(512, 784), (512,)]
 
 
+def test_gradients_decide(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+    """One of rank 1 is PowerSGD's, one with few large values top-k's."""
+    generator = torch.Generator().manual_seed(1)
+    column, row = (torch.randn(n, 1, generator=generator) for n in (512, 784))
+    low_rank = column @ row.T
+    few = torch.zeros(512, 784)
+    few.view(-1)[torch.randperm(few.numel(), generator=generator)[:300]] = 1.0
+    chosen = {}
+    for name, gradient in (("lowrank", low_rank), ("few", few)):
+        file = tmp_path / f"{name}.pt"
+        torch.save({"0.weight": gradient}, file)
+        known = read_gradients(str(file), LAYERS)
+        (plan,) = forecast(LAYERS, ["auto,error=0.1"], place("10mbit"), known)
+        chosen[name] = plan["layers"][0]
+    assert chosen["lowrank"]["codec"].startswith("powersgd:1")
+    assert chosen["few"]["codec"].startswith("topk:0.001")
+    assert "of its norm" in chosen["few"]["reason"]
+    file = tmp_path / "few.pt"
+    done = thinwire("plan", str(model), "--gradients", str(file), "--policy", "auto,error=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "of its norm" in " ".join(done.stdout.split())
+
+
+def test_gradients_of_safetensors(tmp_path: pathlib.Path) -> None:
+    values = torch.tensor([1.5, -2.0, 0.25, 3e5])
+    layers = [ModelLayer(name, (2, 2), 0) for name in ("a", "b", "c")]
+    header, data = {}, b""
+    for name, dtype, word in (("a", torch.float32, "F32"), ("b", torch.bfloat16, "BF16")):
+        part = values.to(dtype).view(torch.uint8).numpy().tobytes()
+        offsets = [len(data), len(data) + len(part)]
+        header[name] = {"dtype": word, "shape": [2, 2], "data_offsets": offsets}
+        data += part
+    file = tmp_path / "g.safetensors"
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    arrays = read_gradients(str(file), layers)
+    assert set(arrays) == {"a", "b"}
+    assert arrays["a"].tolist() == values.view(2, 2).tolist()
+    assert arrays["b"].tolist() == values.bfloat16().float().view(2, 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        ({"0.wieght": torch.zeros(512, 784)}, r"0\.wieght(.|\n)*nearest layer is '0\.weight'"),
+        ({"0.weight": torch.zeros(784, 512)}, r"\[784, 512\], expected \[512, 784\]"),
+        ({"0.weight": torch.zeros(512, 784, dtype=torch.long)}, "holds no gradients"),
+        ([torch.zeros(1)], "expected a state_dict"),
+    ],
+)
+def test_gradients_that_do_not_fit(tmp_path: pathlib.Path, gradients: object, message: str) -> None:
+    file = tmp_path / "g.pt"
+    torch.save(gradients, file)
+    with pytest.raises(InvalidArgument, match=message):
+        read_gradients(str(file), LAYERS)
+    for absent in ("absent.pt", "absent.safetensors", "g.txt"):
+        with pytest.raises(InvalidArgument, match="plan: "):
+            read_gradients(str(tmp_path / absent), LAYERS)
+
+
 @pytest.mark.parametrize("text", ["", "not json", "[1]", "{}", '{"a": "b"}', '{"a": 1}'])
 def test_broken_model_files(tmp_path: pathlib.Path, text: str) -> None:
     for name in ("m.json", "m.pt", "m.safetensors"):
@@ -126,6 +186,7 @@ def test_the_command(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
         (["--latency", "-1us"], "25us"),
         (["--ranks", "1"], "2 or more"),
         (["--policy", "topq"], "topk"),
+        (["--gradients", "absent.pt"], "cannot read absent.pt"),
         (["--save", "/no/such/folder/p.toml"], "cannot write"),
         (["--json", "/no/such/folder/f.json"], "cannot write"),
     ],
