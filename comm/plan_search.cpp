@@ -17,10 +17,10 @@
 namespace thinwire {
 namespace {
 
-constexpr double kLeastContraction = 0.7;       // of the reference's, see update_errors()
-constexpr double kRounding = 1e-9;              // of sums in another order
-constexpr float kNewer = 0.5;                   // weight of a new sample beside the older ones
-constexpr std::string_view kSmallCodec = "q8";  // of small layers, where they are not dense
+constexpr double kLeastContraction = 0.7;  // of the reference's, see update_errors()
+constexpr double kRounding = 1e-9;         // of sums in another order
+constexpr float kNewer = 0.5;              // weight of a new sample beside the older ones
+constexpr int kLeastSmallBits = 4;         // a value of a small layer, where it is not dense
 
 // What gradients are taken for before any was seen: heavy tails, no structure.
 ErrorCurves usual_curves() {
@@ -38,6 +38,11 @@ ErrorCurves usual_curves() {
   return measure_errors(sample);
 }
 
+bool suits_small(const CandidateCodec& candidate) {
+  return candidate.curve == Curve::kNone ||
+         (candidate.curve == Curve::kQuantize && candidate.parameter >= kLeastSmallBits);
+}
+
 std::optional<CandidateCodec> candidate(const std::string& spec) {
   if (spec.empty()) return std::nullopt;
   return candidate_of(make_codec(spec));
@@ -51,7 +56,7 @@ std::vector<PlanSearch::Option> PlanSearch::options_of(const Layer& layer,
   std::vector<std::string_view> families(automatic.families.begin(), automatic.families.end());
   std::vector<Option> options;
   for (CandidateCodec& candidate : make_candidates(layer.shape, layer.dtype, families)) {
-    if (choice.small && candidate.curve != Curve::kNone && candidate.spec != kSmallCodec) continue;
+    if (choice.small && !suits_small(candidate)) continue;
     CommonOptions common = automatic.options;
     if (candidate.curve == Curve::kLowRank) common.storage = ResidualStorage::kFP32;
     Codec codec = make_codec(candidate.spec + common_text(common));
@@ -106,7 +111,8 @@ PlanSearch::LayerState PlanSearch::state_of(std::size_t layer) const {
   state.options = options_of(layers_[layer], choice);
   // A small layer makes no room for others' errors.
   state.budget_factor = choice.small ? 1 : automatic.factor;
-  state.reference = candidate(choice.small ? std::string(kSmallCodec) : automatic.reference);
+  state.reference =
+      candidate(choice.small ? "q" + std::to_string(kLeastSmallBits) : automatic.reference);
   state.bound = candidate(automatic.at_least);
   return state;
 }

@@ -15,7 +15,8 @@
 // smaller (LinearCodec::gains).
 //
 // A policy may be `auto` (comm/auto_options.h): the reducer chooses the layer's codec, and changes
-// its choice as it learns. Layers that would go dense by themselves then go dense or by q8.
+// its choice as it learns. Layers that would go dense by themselves go dense then, or by
+// q8 or q4.
 #pragma once
 
 #include <cstdint>

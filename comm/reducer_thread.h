@@ -143,6 +143,7 @@ class ReducerThread {
   void start_tuner();
   void observe(std::vector<TransferTime> transfers, Clock::time_point end, bool counts);
   void tune();
+  void renew_reasons();
   void take_log();
   void sample(std::size_t layer, TensorView gradient);
   void share_flags();
@@ -169,7 +170,7 @@ class ReducerThread {
   const std::unique_ptr<MeteredCommunicator> comm_;
   const std::vector<Layer>& layers_;
   CurrentPlan& current_;
-  std::shared_ptr<const Plan> plan_;  // current_'s
+  std::shared_ptr<const Plan> plan_;  // current_'s, perhaps with older reasons
   MemoryTable& memories_;
   const ReducerOptions& options_;
   std::vector<std::uint64_t> key_hashes_;

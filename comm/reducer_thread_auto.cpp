@@ -160,9 +160,21 @@ void ReducerThread::tune() {
     link_ = link_of(tuner_->link(), comm_->size());
     adopt(tuner_->plan());
     check_same_plan(*comm_, *plan_, deadline);
+  } else {
+    renew_reasons();
   }
   comm_->take();
   take_log();
+}
+
+// What is known of a layer grows while its codec stays.
+void ReducerThread::renew_reasons() {
+  Plan plan = *plan_;
+  const Plan known = tuner_->plan();
+  for (std::size_t i = 0; i < plan.choices.size(); ++i) {
+    plan.choices[i].reason = known.choices[i].reason;
+  }
+  current_.set(std::move(plan));
 }
 
 void ReducerThread::take_log() {

@@ -302,7 +302,7 @@ TEST(AutoTuner, KeepsToItsFamilies) {
 TEST(AutoTuner, QuantisesBiasesWhereTheirBytesCount) {
   Job slow("auto", mlp(), link_of(1e6));
   slow.run(60);
-  EXPECT_EQ(slow.plan().choices[1].codec.spec, "q8");
+  EXPECT_EQ(slow.plan().choices[1].codec.spec, "q4");
   EXPECT_EQ(slow.plan().choices[1].reason, "auto: 1 dimension");
   Job fast("auto", mlp(), link_of(1e12, 1e-6));
   fast.run(60);

@@ -22,6 +22,7 @@ namespace {
 
 using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr int kSize = 3;
 constexpr std::uint64_t kSteps = 60;
@@ -143,6 +144,7 @@ TEST(ReducerAuto, SaysWhatItDecidesAndChanges) {
     EXPECT_THAT(decisions[0], HasSubstr("auto: begins with"));
     EXPECT_TRUE(reducer.take_decisions().empty());
     EXPECT_THAT(reducer.stats().layers[0].reason, HasSubstr("auto"));
+    EXPECT_THAT(reducer.stats().layers[0].reason, Not(HasSubstr("not seen yet")));
   });
 }
 
