@@ -1,4 +1,6 @@
-"""`thinwire doctor`: what is built, found and working here, and what codecs cost on it."""
+"""`thinwire doctor`: what is built, found and working here, what codecs cost on it, and, of a job's
+processes, what links they have.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,14 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from thinwire import _environment
+from thinwire.errors import PeerLost
 from thinwire.version import __version__
 
 _CODECS = (
@@ -24,6 +28,7 @@ _CODECS = (
     "powersgd:1",
     "powersgd:4",
 )
+_PATIENCE = timedelta(seconds=60)
 _GOOD, _BAD = "yes", "NO"
 
 
@@ -111,9 +116,43 @@ def show(console: Console) -> bool:
         console.print(
             "pays below: the speed of a link between two hosts at which the codec takes as long as "
             "the wire time it saves, nothing overlapped.\nnext: thinwire plan MODEL --rate 1gbit "
-            "reckons with a model and its steps"
+            "reckons with a model and its steps; torchrun --no-python ... thinwire doctor measures "
+            "the links between hosts"
         )
     return all(check.good for check in found if check.matters)
+
+
+def started_by_a_launcher() -> bool:
+    """As one of several processes, by torchrun or what sets its variables."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def measure_links(console: Console) -> tuple[float, float]:
+    """Measure all pairs' links and print them on rank 0; the slowest one's latency and rate.
+
+    Collective: PeerLost where ranks do not come, or go.
+    """
+    import torch.distributed as dist
+
+    from thinwire import _link
+
+    try:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        links = _link.measure()
+        if dist.get_rank() == 0:
+            console.print()
+            for line in _link.describe(links):
+                console.print(line, markup=False, highlight=False)
+    except RuntimeError as error:
+        raise PeerLost(
+            f"doctor: rank {os.environ['RANK']}: not all of {os.environ['WORLD_SIZE']} ranks can "
+            f"be reached: {str(error).splitlines()[0]}\nhint: start the doctor on all hosts at "
+            "once; GLOO_SOCKET_IFNAME names the network interface"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return _link.slowest(links)
 
 
 def _speeds() -> Table:

@@ -57,8 +57,8 @@ class Situation:
 
     def text(self) -> str:
         return (
-            f"{self.ranks} ranks, {8e-9 * self.rate:g} Gbit/s, {1e6 * self.latency:g} us, steps of "
-            f"{1e3 * self.step:g} ms without communication"
+            f"{self.ranks} ranks, {8e-9 * self.rate:.4g} Gbit/s, {1e6 * self.latency:.4g} us, "
+            f"steps of {1e3 * self.step:g} ms without communication"
         )
 
 

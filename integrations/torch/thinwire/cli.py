@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from thinwire import _environment
-from thinwire.errors import Error
+from thinwire.errors import Error, InvalidArgument
 from thinwire.report.runs import By
 from thinwire.version import __version__
 
@@ -246,15 +246,52 @@ def _plan(
         _fail(f"plan: cannot write {error.filename}: {error.strerror}", "name another file")
 
 
-@app.command("doctor")
-def _doctor_command() -> None:
-    """What is built, found and working here, and what codecs cost on this machine."""
+@app.command("doctor", options_metavar="[--model MODEL [--step T]]")
+def _doctor_command(
+    model: Annotated[
+        str | None,
+        typer.Option(help="say what compression would gain for it here: as for thinwire plan"),
+    ] = None,
+    step: Annotated[str, typer.Option(help="a step's time without communication")] = "100ms",
+) -> None:
+    """What is built, found and working here, and what codecs cost on this machine.
+
+    Under torchrun --no-python, on all hosts of a job: what links they have, too.
+    """
     from rich.console import Console
 
     from thinwire import _doctor
 
-    if not _doctor.show(Console()):
+    console = Console()
+    launched = _doctor.started_by_a_launcher()
+    try:
+        if model is not None and not launched:
+            raise InvalidArgument(
+                "doctor: --model needs the links of the job's hosts\n"
+                "hint: torchrun --no-python ... thinwire doctor --model MODEL on all of them, or "
+                "thinwire plan MODEL --rate 1gbit"
+            )
+        first = os.environ.get("RANK", "0") == "0"
+        good = _doctor.show(console) if first else True
+        if launched:
+            latency, rate = _doctor.measure_links(console)
+            if model is not None and first:
+                _say_gain(model, latency, rate, step)
+    except Error as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    if not good:
         raise typer.Exit(1)
+
+
+def _say_gain(model: str, latency: float, rate: float, step: str) -> None:
+    from thinwire import _forecast
+    from thinwire._model_file import read_layers
+
+    ranks = int(os.environ["WORLD_SIZE"])
+    where = _forecast.Situation(ranks, rate, latency, _forecast.parse_time("--step", step))
+    forecasts = _forecast.forecast(read_layers(model), ["none", "bf16", "auto"], where)
+    print(f"{where.text()}: {_forecast.verdict(forecasts, where)}")
 
 
 @app.command("lab", context_settings=_PASS_ON)

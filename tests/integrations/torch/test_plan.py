@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
 from test_cli import thinwire
-from thinwire import _codec
+from thinwire import _codec, _link
 from thinwire._doctor import Check, _try
 from thinwire._forecast import Situation, forecast, parse_rate, parse_time, save_policy, verdict
+from thinwire._link import PairLink
 from thinwire._model_file import ModelLayer, read_gradients, read_layers
 from thinwire.errors import InvalidArgument, PolicyError
 
@@ -204,6 +208,40 @@ def test_doctor(tmp_path: pathlib.Path) -> None:
     for word in ("thinwire 0.1.0", "[x] C++ library", "[x] PyTorch", "THINWIRE_POLICY: q8",
                  "topk:0.001", "next: thinwire plan"):  # fmt: skip
         assert word in done.stdout
+
+
+def launch_doctor(*arguments: str, ranks: int = 3) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    command = [sys.executable, "-m", "thinwire.cli", "doctor", *arguments]
+    return subprocess.run(
+        [*launcher, f"--nproc-per-node={ranks}", *command],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_doctor_measures_the_links_of_a_job(model: pathlib.Path) -> None:
+    done = launch_doctor("--model", str(model), "--step", "10ms")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[x] C++ library") == 1  # one rank speaks
+    assert re.search(r"3 pairs of ranks: [\d.–]+ Gbit/s, [\d–]+ us", done.stdout), done.stdout
+    assert "3 ranks, " in done.stdout
+    alone = thinwire("doctor", "--model", str(model))
+    assert alone.returncode == 2
+    assert "torchrun" in alone.stderr
+
+
+def test_slow_links_are_named() -> None:
+    def link(pair: tuple[int, int], rate: float = 1e9) -> PairLink:
+        return PairLink(pair, 1e-5, rate)
+
+    alike = [link((0, 1)), link((0, 2), 0.9e9), link((1, 2))]
+    assert len(_link.describe(alike)) == 1
+    assert _link.slowest(alike) == (1e-5, 0.9e9)
+    slow = [link((0, 1)), link((0, 2)), link((0, 3), 1e7), link((1, 2)), link((1, 3), 2e7)]
+    lines = _link.describe([*slow, link((2, 3))])
+    assert "rank 0 – rank 3: 0.08 Gbit/s" in lines[2]
+    assert "rank 1 – rank 3" in lines[3]
+    assert len(lines) == 4
 
 
 def test_doctor_survives_what_is_broken() -> None:
