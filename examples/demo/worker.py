@@ -184,7 +184,7 @@ class Worker:
         last_s = 0.0
         for _ in range(span.warm_steps):
             began = time.perf_counter()
-            held.step()
+            self._report_progress(0, held.step(), 0.0)
             last_s = time.perf_counter() - began
         self._board.barrier()
         self._start_bytes = interface_sent(self._interface)
