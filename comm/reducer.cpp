@@ -287,6 +287,10 @@ class GradientReducer::Impl {
     return thread_ ? thread_->take_decisions() : std::vector<std::string>();
   }
 
+  std::vector<std::string> take_warnings() {
+    return thread_ ? thread_->take_warnings() : std::vector<std::string>();
+  }
+
   double loss_scale() const { return loss_scale_; }
   std::shared_ptr<const Plan> plan() const { return plan_->get(); }
   const std::vector<Layer>& layers() const { return layers_; }
@@ -550,6 +554,7 @@ ReducerStats GradientReducer::stats() const { return impl_->stats(); }
 std::shared_ptr<const Plan> GradientReducer::plan() const { return impl_->plan(); }
 const std::vector<Layer>& GradientReducer::layers() const { return impl_->layers(); }
 std::vector<std::string> GradientReducer::take_decisions() { return impl_->take_decisions(); }
+std::vector<std::string> GradientReducer::take_warnings() { return impl_->take_warnings(); }
 std::string GradientReducer::summary() const { return impl_->summary(); }
 ReducerState GradientReducer::state() const { return impl_->state(); }
 void GradientReducer::restore(const ReducerState& state) { impl_->restore(state); }

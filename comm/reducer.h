@@ -18,6 +18,7 @@
 #include "comm/gradient_method.h"
 #include "comm/policy.h"
 #include "comm/reducer_state.h"
+#include "comm/trace.h"
 
 namespace thinwire {
 
@@ -43,6 +44,9 @@ struct ReducerOptions {
   // the step's gradients, which must live until the program ends.
   std::function<void(const std::string&)> report = {};
   std::function<void()> end_program = {};
+  // Of the steps of several ranks; one alone exchanges nothing, and its file is not touched. What
+  // fails at the start is an InvalidArgument, later take_warnings() tells. Each rank's own choice.
+  TraceOptions trace = {};
 };
 
 struct BucketLayer {
@@ -162,6 +166,9 @@ class GradientReducer {
   // What the policy `auto` has decided since the last call, a line each: what it goes by, tries,
   // keeps or takes back, with the times and bytes that decided. The same on every rank.
   std::vector<std::string> take_decisions();
+  // What went wrong on this rank beside the steps since the last call, a line each: the trace that
+  // can be written no more.
+  std::vector<std::string> take_warnings();
   // One paragraph for the log: what is compressed how, what goes dense and why, memory to be taken.
   std::string summary() const;
 

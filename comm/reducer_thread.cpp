@@ -63,6 +63,9 @@ ReducerThread::ReducerThread(std::unique_ptr<Communicator> comm, const std::vect
       sent_before_(comm_->sent_bytes()),
       flagged_(layers.size()),
       link_(options.link) {
+  if (!options.trace.file.empty()) {
+    trace_ = std::make_unique<Trace>(options.trace, comm_->rank());
+  }
   for (const Layer& layer : layers) {
     key_hashes_.push_back(
         Key{.stream = options.stream, .parameter = layer.name, .begin = 0, .end = layer.elements()}
@@ -165,6 +168,11 @@ std::vector<std::string> ReducerThread::take_decisions() {
   return std::exchange(decisions_, {});
 }
 
+std::vector<std::string> ReducerThread::take_warnings() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(warnings_, {});
+}
+
 ReducerCounters ReducerThread::counters() const {
   const std::lock_guard lock(mutex_);
   return counters_;
@@ -192,6 +200,7 @@ void ReducerThread::run(bool tunes) {
       fail(std::current_exception());
     }
     disarm();
+    write_trace();
   }
   while (std::optional<ReductionJob> job = await_step()) {
     try {
@@ -200,6 +209,7 @@ void ReducerThread::run(bool tunes) {
       fail(std::current_exception());
     }
     disarm();
+    write_trace();
   }
 }
 
@@ -280,6 +290,7 @@ BucketLayout& ReducerThread::layout_of(const Bucket& bucket) {
   if (found != layouts_.end()) {
     return found->second;
   }
+  const TraceSpan span(trace_.get(), "thread", "make buffers");
   const LayoutContext context{.comm = *comm_,
                               .layers = layers_,
                               .plan = *plan_,
@@ -306,6 +317,7 @@ void ReducerThread::begin_step() {
     told = loss_scale_.has_value();
   }
   if (compare) {
+    const TraceSpan span(trace_.get(), "thread", "compare policies");
     std::vector<HandshakeField> fields;
     if (method != nullptr) fields = method->fields();
     if (!policy.empty()) fields.push_back({"policy", policy});
@@ -342,6 +354,9 @@ void ReducerThread::begin(ReductionJob job) {
   const Stopwatch stopwatch(encode_seconds_);
   ActiveBucket& bucket = active_.emplace_back();
   bucket.job = std::move(job);
+  bucket.number = active_.size() - 1;
+  trace_taken(bucket);
+  const TraceSpan span = trace_bucket("begin", bucket);
   waiting_for_ = &bucket;
   wait_began_ = Clock::now();
   arm();
@@ -372,6 +387,7 @@ void ReducerThread::begin(ReductionJob job) {
       BucketLayer& entry = bucket.job.bucket.layers[member];
       grads.push_back(prepare(entry));
     }
+    const TraceSpan encode = trace_group("encode", bucket, group);
     group.issued = 0;
     group.transfer = group.exchange->start(step_, weight, grads);
     group.issued = 1;
@@ -387,6 +403,7 @@ void ReducerThread::issue_next(std::size_t newest) {
       if (!active_[i].finished && group.issued < group.exchange->transfers()) {
         wait(group, active_[i]);
         const Stopwatch stopwatch(encode_seconds_);
+        const TraceSpan span = trace_group("encode on", active_[i], group);
         group.transfer = group.exchange->next();
         ++group.issued;
       }
@@ -432,6 +449,7 @@ void ReducerThread::finish(ActiveBucket& bucket) {
   for (BucketGroup& group : bucket.layout->groups) {
     wait(group, bucket);
     const Stopwatch stopwatch(decode_seconds_);
+    const TraceSpan span = trace_group("decode", bucket, group);
     const std::span<const std::uint8_t> flags = group.exchange->finish();
     for (std::size_t i = 0; i < group.members.size(); ++i) {
       const std::size_t layer = bucket.job.bucket.layers[group.members[i]].layer;
@@ -452,6 +470,7 @@ void ReducerThread::finish(ActiveBucket& bucket) {
 
 void ReducerThread::wait(BucketGroup& group, const ActiveBucket& bucket) {
   const Stopwatch stopwatch(wait_seconds_);
+  const TraceSpan span = trace_bucket("wait", bucket);
   waiting_for_ = &bucket;
   wait_began_ = Clock::now();
   arm();
@@ -480,6 +499,7 @@ void ReducerThread::leave_open_step() {
 }
 
 void ReducerThread::share_flags() {
+  const TraceSpan span(trace_.get(), "wait", "share where NaN is");
   wait_began_ = Clock::now();
   arm();
   const std::vector<std::uint8_t> all = gather<std::uint8_t>(
@@ -495,6 +515,7 @@ void ReducerThread::share_flags() {
 }
 
 void ReducerThread::end_step(bool abandoned) {
+  const TraceSpan span(trace_.get(), "thread", "end of the step");
   if (shares_flags_) {
     share_flags();
   }
@@ -522,6 +543,10 @@ void ReducerThread::end_step(bool abandoned) {
     complete(bucket, error);
   }
   std::vector<TransferTime> transfers = comm_->take();
+  if (trace_) {
+    trace_transfers(transfers);
+    trace_step(end, skipped);
+  }
   if (tuner_) observe(std::move(transfers), end, !skipped);
   active_.clear();
   waiting_for_ = nullptr;
@@ -547,6 +572,7 @@ void ReducerThread::complete(ActiveBucket& bucket, const std::exception_ptr& err
   }
   const auto done = std::move(bucket.job.done);
   bucket.job.reduction = nullptr;
+  const TraceSpan span = trace_bucket("hand out", bucket);
   reduction->complete(error);
   if (done) {
     try {

@@ -37,6 +37,7 @@
 #include "comm/metered_communicator.h"
 #include "comm/policy.h"
 #include "comm/reducer.h"
+#include "comm/trace.h"
 #include "comm/watchdog.h"
 
 namespace thinwire {
@@ -105,6 +106,8 @@ class ReducerThread {
   void go_on_with(const std::vector<std::string>& codecs);
   // What the tuner of an `auto` policy has decided since the last call, a line each.
   std::vector<std::string> take_decisions();
+  // What went wrong beside the steps since the last call, a line each.
+  std::vector<std::string> take_warnings();
 
   // Throws the failure of an earlier step, if there was one.
   void check() const;
@@ -118,6 +121,7 @@ class ReducerThread {
     ReductionJob job;
     BucketLayout* layout = nullptr;
     bool finished = false;
+    std::size_t number = 0;  // within the step
   };
 
   // tunes: a tuner is started before the first step, while the first gradients are computed.
@@ -144,8 +148,19 @@ class ReducerThread {
   void observe(std::vector<TransferTime> transfers, Clock::time_point end, bool counts);
   void tune();
   void renew_reasons();
+  LinkModel probe(Deadline deadline);
+  void leave_out_transfers();
   void take_log();
   void sample(std::size_t layer, TensorView gradient);
+
+  // Of a trace, where there is one. The spans end with their scope.
+  TraceSpan trace_bucket(const char* what, const ActiveBucket& bucket);
+  TraceSpan trace_group(const char* what, const ActiveBucket& bucket, const BucketGroup& group);
+  void trace_taken(const ActiveBucket& bucket);
+  void trace_step(Clock::time_point end, bool skipped);
+  void trace_transfers(const std::vector<TransferTime>& transfers);
+  void write_trace();
+
   void share_flags();
   void refuse_if_over() const;  // with the lock held
   void zero_gradients();
@@ -204,6 +219,8 @@ class ReducerThread {
   std::array<double, 2> scheduled_before_ = {};  // seconds on a core, and waiting for one
   const ActiveBucket* waiting_for_ = nullptr;
 
+  std::unique_ptr<Trace> trace_;  // null: none
+
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable queue_changed_;
   mutable std::condition_variable idle_changed_;
@@ -219,6 +236,7 @@ class ReducerThread {
   bool wants_tuner_ = false;
   std::vector<std::string> resumed_;  // what a tuner begins with; none: empty
   std::vector<std::string> decisions_;
+  std::vector<std::string> warnings_;
 
   std::atomic<bool> aborted_{false};
   std::optional<Watchdog> watchdog_;

@@ -75,12 +75,13 @@ void check_same_plan(Communicator& comm, const Plan& plan, Deadline deadline) {
 }  // namespace
 
 void ReducerThread::start_tuner() {
+  const TraceSpan span(trace_.get(), "auto", "start the tuner");
   wait_began_ = Clock::now();
   arm();
   const Deadline deadline = wait_began_ + options_.deadline;
   const std::vector<CodecSpeed> speeds =
       slowest_speeds(*comm_, PlanSearch::codecs(layers_, *plan_), deadline);
-  const LinkModel link = probe_link(*comm_, deadline);
+  const LinkModel link = probe(deadline);
   link_ = link_of(link, comm_->size());
   tuner_ = std::make_unique<AutoTuner>(layers_, *plan_, comm_->size(), link, speeds);
   if (!resumed_.empty()) tuner_->go_on_with(resumed_);
@@ -92,7 +93,7 @@ void ReducerThread::start_tuner() {
   }
   adopt(tuner_->plan());
   check_same_plan(*comm_, *plan_, deadline);
-  comm_->take();
+  leave_out_transfers();
   step_ended_ = Clock::now();
   take_log();
   const std::lock_guard lock(mutex_);
@@ -114,6 +115,8 @@ void ReducerThread::sample(std::size_t layer, TensorView gradient) {
   const std::span<const std::size_t> wanted = tuner_->wanted();
   if (std::binary_search(wanted.begin(), wanted.end(), layer)) {
     const Stopwatch stopwatch(sampling_seconds_);
+    const TraceSpan span =
+        trace_ ? TraceSpan(*trace_, "auto", "sample " + layers_[layer].name, {}) : TraceSpan();
     tuner_->sample(layer, gradient, memories_.residual(layer));
   }
 }
@@ -141,6 +144,7 @@ void ReducerThread::observe(std::vector<TransferTime> transfers, Clock::time_poi
   scheduled_before_ = now;
   if (counts && mode_ == StepMode::kPolicy && step_ >= chosen_from_) {
     const Stopwatch stopwatch(judging_seconds_);
+    const TraceSpan span(trace_.get(), "auto", "judge");
     tuner_->end_step(step);
   } else {
     tuner_->skip_step();
@@ -148,22 +152,24 @@ void ReducerThread::observe(std::vector<TransferTime> transfers, Clock::time_poi
 }
 
 void ReducerThread::tune() {
+  const TraceSpan span(trace_.get(), "auto", "decide");
   wait_began_ = Clock::now();
   arm();
   const Deadline deadline = wait_began_ + options_.deadline;
   const std::vector<float> report = tuner_->report();
   bool changed = tuner_->decide(gather<float>(*comm_, std::span<const float>(report), deadline));
   if (tuner_->wants_link()) {
-    changed = tuner_->set_link(probe_link(*comm_, deadline)) || changed;
+    changed = tuner_->set_link(probe(deadline)) || changed;
   }
   if (changed) {
     link_ = link_of(tuner_->link(), comm_->size());
+    const TraceSpan change(trace_.get(), "auto", "change the plan");
     adopt(tuner_->plan());
     check_same_plan(*comm_, *plan_, deadline);
   } else {
     renew_reasons();
   }
-  comm_->take();
+  leave_out_transfers();
   take_log();
 }
 
@@ -175,6 +181,17 @@ void ReducerThread::renew_reasons() {
     plan.choices[i].reason = known.choices[i].reason;
   }
   current_.set(std::move(plan));
+}
+
+LinkModel ReducerThread::probe(Deadline deadline) {
+  const TraceSpan span(trace_.get(), "auto", "measure the network");
+  return probe_link(*comm_, deadline);
+}
+
+// The tuner is not to see them as the next step's.
+void ReducerThread::leave_out_transfers() {
+  const std::vector<TransferTime> transfers = comm_->take();
+  if (trace_) trace_transfers(transfers);
 }
 
 void ReducerThread::take_log() {

@@ -6,9 +6,10 @@ add_library(comm_reducer_fixture OBJECT reducer_fixture.cpp)
 target_link_libraries(comm_reducer_fixture PUBLIC tw_flags)
 target_include_directories(comm_reducer_fixture SYSTEM PUBLIC ${XXHASH_INCLUDE_DIR})
 foreach(test handshake_test reducer_test reducer_state_test reducer_failure_test reshard_test
-             gradient_method_test link_model_test reducer_auto_test reducer_policy_test)
+             gradient_method_test link_model_test reducer_auto_test reducer_policy_test trace_test)
   tw_test(comm_${test} ${test}.cpp LINK comm_reducer_fixture)
 endforeach()
+target_include_directories(comm_trace_test SYSTEM PRIVATE ${NLOHMANN_JSON_INCLUDE_DIR})
 
 if(TARGET thinwire_mpi)
   add_executable(mpi_failing_job mpi_failing_job.cpp)

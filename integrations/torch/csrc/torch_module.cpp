@@ -28,7 +28,8 @@ std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> 
                                               const std::vector<std::string>& names,
                                               const std::vector<at::Tensor>& parameters,
                                               const std::string& policy, double deadline_seconds,
-                                              double grace_seconds) {
+                                              double grace_seconds, const std::string& trace_file,
+                                              int trace_process, int trace_model) {
   std::vector<Layer> layers;
   layers.reserve(names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -39,6 +40,7 @@ std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> 
   ReducerOptions options;
   options.deadline = milliseconds(deadline_seconds);
   options.roll_call_grace = milliseconds(grace_seconds);
+  options.trace = {.file = trace_file, .process = trace_process, .model = trace_model};
   // Its end waits for its thread, which may need the GIL to let go of a gradient.
   const auto end = [](GradientReducer* reducer) {
     std::optional<py::gil_scoped_release> no_gil;
@@ -131,7 +133,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<GradientReducer, std::shared_ptr<GradientReducer>>(m, "GradientReducer")
       .def(py::init(&thinwire::make_reducer), no_gil, py::arg("backend"), py::arg("store"),
            py::arg("store_host"), py::arg("names"), py::arg("parameters"), py::arg("policy"),
-           py::arg("deadline"), py::arg("grace"))
+           py::arg("deadline"), py::arg("grace"), py::arg("trace_file"), py::arg("trace_process"),
+           py::arg("trace_model"))
       .def("attach", &thinwire::attach, py::arg("ddp_reducer"), py::arg("parameters"),
            py::arg("hand_over"))
       .def("stats", &thinwire::stats)
@@ -141,6 +144,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("residual_norms", &GradientReducer::residual_norms, no_gil)
       .def("chooses", [](const GradientReducer& reducer) { return reducer.plan()->chooses(); })
       .def("take_decisions", &GradientReducer::take_decisions, no_gil)
+      .def("take_warnings", &GradientReducer::take_warnings, no_gil)
       .def("loss_scale", &GradientReducer::loss_scale)
       .def("last_step_skipped", &GradientReducer::last_step_skipped, no_gil)
       .def("set_loss_scale", &GradientReducer::set_loss_scale, no_gil)

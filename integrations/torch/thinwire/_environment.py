@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 
 POLICY = "THINWIRE_POLICY"
 STATS = "THINWIRE_STATS"
+TRACE = "THINWIRE_TRACE"
 LOG = "THINWIRE_LOG"
 
 
@@ -20,6 +21,11 @@ def stats_file() -> str | None:
     return os.environ.get(STATS) or None
 
 
+def trace_file() -> str | None:
+    """Where each rank appends its trace, docs/trace.md; None: nowhere."""
+    return os.environ.get(TRACE) or None
+
+
 def log_level() -> str | None:
     """Level of the ``thinwire`` logger; None: the program's own settings."""
     return os.environ.get(LOG) or None
@@ -31,11 +37,14 @@ def agent_serves_store() -> bool:
 
 
 def for_child(
-    policy: str | None, stats: str | None, python_path: list[str]
+    python_path: list[str],
+    policy: str | None = None,
+    stats: str | None = None,
+    trace: str | None = None,
 ) -> MutableMapping[str, str]:
     """This process's environment with the given settings; ``python_path`` goes first."""
     environment = dict(os.environ)
-    for name, value in ((POLICY, policy), (STATS, stats)):
+    for name, value in ((POLICY, policy), (STATS, stats), (TRACE, trace)):
         if value is not None:
             environment[name] = value
     old = environment.get("PYTHONPATH")

@@ -63,7 +63,7 @@ def _options(
 @app.command(
     "run",
     context_settings={"allow_extra_args": True, "allow_interspersed_args": False},
-    options_metavar="[--policy P] [--stats FILE] -- COMMAND",
+    options_metavar="[--policy P] [--stats FILE] [--trace FILE] -- COMMAND",
 )
 def _run(
     context: typer.Context,
@@ -81,6 +81,13 @@ def _run(
             f"({_environment.STATS})"
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="write where each step's time goes to this file, anew, for ui.perfetto.dev or "
+            f"chrome://tracing ({_environment.TRACE})"
+        ),
+    ] = None,
 ) -> None:
     """Run an unchanged PyTorch program with compressed gradients.
 
@@ -95,15 +102,31 @@ def _run(
     if stats is not None:
         stats = stats.resolve()
         _say(f"the run log goes to {stats}; thinwire report {shlex.quote(str(stats))} reads it")
+    trace_file = trace or _environment.trace_file()
+    begun = _begin_trace(trace_file) if trace_file else None
     path = [str(_PACKAGE / "_site")]
     if _PACKAGE.parent.name not in ("site-packages", "dist-packages"):
         path.append(str(_PACKAGE.parent))
-    environment = _environment.for_child(chosen, str(stats) if stats else None, path)
+    environment = _environment.for_child(
+        path, chosen, str(stats) if stats else None, str(begun) if begun else None
+    )
     sys.stdout.flush()
     try:
         os.execvpe(command[0], command, environment)
     except OSError as error:
         _fail(f"run: cannot start {command[0]}: {error.strerror}", "check the command's name", 127)
+
+
+def _begin_trace(file: str | Path) -> Path:
+    from thinwire import _trace
+
+    try:
+        begun = _trace.begin_file(file)
+    except Error as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    _say(f"the trace goes to {begun}; open it in https://ui.perfetto.dev or chrome://tracing")
+    return begun
 
 
 def _choose_policy(flag: str | None) -> str:
@@ -322,7 +345,7 @@ def _run_module(name: str, arguments: list[str]) -> NoReturn:
             "run it from a clone of the repository",
         )
     environment = _environment.for_child(
-        None, None, [str(_SOURCE_TREE), str(_PACKAGE.parent), str(_SOURCE_TREE / "cluster" / "lab")]
+        [str(_SOURCE_TREE), str(_PACKAGE.parent), str(_SOURCE_TREE / "cluster" / "lab")]
     )
     os.execve(sys.executable, [sys.executable, "-m", name, *arguments], environment)
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from thinwire import _environment, _logging, _run_log
+from thinwire import _environment, _logging, _run_log, _trace
 from thinwire.errors import InvalidArgument, NotAvailable
 from thinwire.torch._group import make_private_group
 from thinwire.torch._reducer import Reducer
@@ -30,6 +30,7 @@ def compress(
     grace: float = 3.0,
     log: str | os.PathLike[str] | None = None,
     log_layers_every: int = 10,
+    trace: str | os.PathLike[str] | None = None,
 ) -> Reducer:
     """Compress the gradients of a DDP model from its next ``backward()`` on.
 
@@ -42,6 +43,8 @@ def compress(
     give each other to report. Both above 0, at most a year.
     log: the file that the run log is appended to, for `thinwire report`; default THINWIRE_STATS,
     else none. log_layers_every: calls of ``Reducer.log`` from one line on layers to the next.
+    trace: the file that says where each step's time goes, for Perfetto or chrome://tracing;
+    default THINWIRE_TRACE, else none.
 
     Raises PolicyError, MismatchError (ranks disagree), PeerLost, NotAvailable for what this version
     does not do, InvalidArgument for a model that cannot be compressed.
@@ -50,6 +53,7 @@ def compress(
     _check_seconds("grace", grace)
     _check_model(ddp_model)
     log_file = _log_file(log, log_layers_every)
+    trace_file = _trace_file(trace, ddp_model)
     names, parameters = _layers(ddp_model)
     from thinwire import _torch  # type: ignore[attr-defined]
 
@@ -63,6 +67,9 @@ def compress(
         policy=policy,
         deadline=deadline,
         grace=grace,
+        trace_file=trace_file,
+        trace_process=dist.get_rank(),
+        trace_model=_trace.next_model() if trace_file else 0,
     )
     try:
         handover = native.attach(ddp_model.reducer, parameters, _may_hand_over(ddp_model))
@@ -85,6 +92,10 @@ def compress(
     if run_log is not None and is_first:
         reducer._before_forward(run_log.tick)
     reducer._tell_decisions()
+    if trace_file:
+        tell = functools.partial(_tell_warnings, native)
+        reducer._before_forward(tell)
+        weakref.finalize(ddp_model, tell)
     if is_first:
         _logging.say(reducer.summary().removeprefix("thinwire: "))
     return reducer
@@ -99,6 +110,22 @@ def _log_file(file: str | os.PathLike[str] | None, layers_every: int) -> Path | 
         )
     file = file or _environment.stats_file()
     return None if file is None else _run_log.check_file(file)
+
+
+def _trace_file(file: str | os.PathLike[str] | None, model: DistributedDataParallel) -> str:
+    """Empty: none. The argument goes before the environment."""
+    file = file or _environment.trace_file()
+    if file is None:
+        return ""
+    if dist.get_world_size(model.process_group) == 1:
+        _logging.say(f"trace: one rank alone exchanges nothing; nothing is written to {file}")
+        return ""
+    return os.path.abspath(file)
+
+
+def _tell_warnings(native: Any) -> None:
+    for line in native.take_warnings():
+        _logging.say(line, warning=True)
 
 
 def _start_log(
