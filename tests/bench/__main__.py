@@ -1,14 +1,15 @@
 """The benchmarks: `python -m tests.bench [NAME [OPTION...]]`, also as `thinwire bench`.
 
-    codecs   encode and sum of every codec on one core, beside a probe of the memory
-    curves   what judging one layer for the policy auto costs
-    gradient codecs on the gradient of a model in training; lossless, unless told otherwise
-    peers    the same compression by torch, numpy and zstd, beside the same probe
-    fedzip   how much of a trained VGG-16's update fedzip leaves, by its density
-    planner  how long the planner takes, by layers and objective
-    optim    the optimizers' step() beside torch's, fused and foreach
-    steps    step times of training jobs over emulated links; --accuracy: what they learn meanwhile
-    table    all but step times as Markdown, from the results in out/bench
+    codecs    encode and sum of every codec on one core, beside a probe of the memory
+    curves    what judging one layer for the policy auto costs
+    gradient  codecs on the gradient of a model in training; lossless, unless told otherwise
+    peers     the same compression by torch, numpy and zstd, beside the same probe
+    fedzip    how much of a trained VGG-16's update fedzip leaves, by its density
+    layerwise bytes of a plan by layers beside the best codec for all, at the same error
+    planner   how long the planner takes, by layers and objective
+    optim     the optimizers' step() beside torch's, fused and foreach
+    steps     step times of training jobs over emulated links; --accuracy: what they learn meanwhile
+    table     all but step times as Markdown, from the results in out/bench
 
 Without a name: all of them, with results as JSON in out/bench, and the table in table.md.
 """
@@ -27,6 +28,7 @@ COMMANDS = {
     "gradient": [sys.executable, str(ROOT / "tests/bench/gradient.py")],
     "peers": [sys.executable, str(ROOT / "tests/bench/codec_peers.py")],
     "fedzip": [sys.executable, str(ROOT / "tests/bench/fedzip_vgg.py")],
+    "layerwise": [sys.executable, str(ROOT / "tests/bench/layerwise.py")],
     "planner": [str(ROOT / "build/release/bench/planner_bench")],
     "optim": [sys.executable, str(ROOT / "tests/bench/optim.py")],
     "steps": [sys.executable, str(ROOT / "tests/bench/step_time.py")],
@@ -41,6 +43,7 @@ ALL = [
     ("threads", "codecs", ["--threads", "2", "--elements", "25000000", *COMPUTE_BOUND]),
     ("peers", "peers", []),
     ("fedzip", "fedzip", []),
+    ("layerwise", "layerwise", []),
     ("planner", "planner", []),
     ("optim", "optim", []),
     ("steps", "steps", []),

@@ -1,4 +1,4 @@
-"""Results of codecs, peers and fedzip in out/bench as the Markdown tables of docs/benchmarks.md.
+"""Results of codecs, peers, fedzip and layerwise in out/bench as the Markdown tables of docs.
 
     python -m tests.bench table [--results FOLDER] [--markdown FILE]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[2] / "out" / "bench"
 BF16, LSTM = "-bf16", "-lstm"
 """In the name of a file of codecs_bench's: its gradients were bf16, a char LSTM's."""
+
+LAYERWISE = ("norms", "floor", "squares")
+"""Measures of error, as tests/bench/layerwise.cpp explains them."""
 
 Row = dict[str, Any]
 
@@ -136,14 +140,36 @@ def fedzip_table(rows: list[Row]) -> str:
     )
 
 
+def layerwise_table(rows: list[Row], measure: str) -> str:
+    """Median and range over a model's recordings; after the stroke with the layers left dense."""
+    factors: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        if row["measure"] == measure:
+            kind = (row["grid"], row["set"], row["reference"])
+            factors.setdefault(kind, {}).setdefault(row["model"], []).append(row)
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = []
+    for (grid, codecs, reference), by_model in sorted(factors.items(), key=lambda item: item[0][0]):
+        cells = [f"{codecs}, {grid}", f"`{reference}`"]
+        for model in models:
+            of_layers = [row["factor"] for row in by_model[model]]
+            share = [statistics.median(of_layers), min(of_layers), max(of_layers)]
+            whole = statistics.median(row["factor_all"] for row in by_model[model])
+            cells.append(f"{spread(share)} / {whole:.2f}")
+        lines.append(cells)
+    return markdown([f"{measure}: codecs, grid", "error of", *models], lines)
+
+
 def tables(folder: Path) -> str:
     """All tables of which there are results; empty when there are none."""
     codecs, peers = read_codecs(folder), read(folder / "peers.json")
     threads, fedzip = read(folder / "threads.json"), read(folder / "fedzip.json")
+    layerwise = read(folder / "layerwise.json")
     parts = [codec_table(codecs, peers)] if codecs else []
     parts += [peer_table(peers)] if peers else []
     parts += [threads_table(threads)] if threads else []
     parts += [fedzip_table(fedzip)] if fedzip else []
+    parts += [layerwise_table(layerwise, name) for name in LAYERWISE] if layerwise else []
     return "\n".join(parts)
 
 
