@@ -94,7 +94,8 @@ Recording read(const std::string& layers_file, const std::string& values_file) {
     const std::size_t bytes = one.v.size() * sizeof(float);
     values.read(reinterpret_cast<char*>(one.v.data()), static_cast<std::streamsize>(bytes));
     if (!values) throw InvalidArgument(values_file + ": ends before " + one.layer.name);
-    if (!policy.choose(one.layer).automatic) {
+    const Policy::Choice choice = policy.choose(one.layer);
+    if (!choice.automatic || choice.small) {
       recording.dense_bytes += bytes;
       continue;
     }
