@@ -115,7 +115,7 @@ class RunLog:
         self._append("end", policy=self._policy, seconds=self._seconds(), **self._native.stats())
 
     def _layer_table(self) -> list[dict[str, Any]]:
-        fields = ("name", "elements", "codec", "reason")
+        fields = ("name", "elements", "codec", "reason", "slot_bytes", "ratio")
         return [
             {field: layer[field] for field in fields} for layer in self._native.stats()["layers"]
         ]
@@ -157,7 +157,10 @@ class RunLog:
     ) -> None:
         self._last_step = step
         self._last_line = time.monotonic()
-        counts = ("steps", "skipped_steps", "wire_bytes", "dense_wire_bytes")
+        counts = (
+            "steps", "skipped_steps", "wire_bytes", "dense_wire_bytes",
+            "encode_seconds", "decode_seconds", "wait_seconds",
+        )  # fmt: skip
         self._append(
             "metrics",
             step=step,

@@ -14,6 +14,7 @@ import typer
 from thinwire import _environment
 from thinwire.errors import Error, InvalidArgument
 from thinwire.report.runs import By
+from thinwire.top.column import Column
 from thinwire.version import __version__
 
 _DEFAULT_POLICY = "q8"
@@ -101,7 +102,11 @@ def _run(
     chosen = _choose_policy(policy)
     if stats is not None:
         stats = stats.resolve()
-        _say(f"the run log goes to {stats}; thinwire report {shlex.quote(str(stats))} reads it")
+        name = shlex.quote(str(stats))
+        _say(
+            f"the run log goes to {stats}; thinwire report {name} reads it, thinwire top {name} "
+            "watches the job"
+        )
     trace_file = trace or _environment.trace_file()
     begun = _begin_trace(trace_file) if trace_file else None
     path = [str(_PACKAGE / "_site")]
@@ -183,6 +188,39 @@ def _report(
 
     try:
         report(files, out, json_file, target, by)
+    except Error as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@app.command(
+    "top",
+    options_metavar="[--once] [--sort COLUMN] [--reverse] [--rate R] [--json FILE]",
+)
+def _top(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="run log that thinwire run --stats FILE writes")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="print the figures once and end")] = False,
+    sort: Annotated[Column, typer.Option(help="what layers are sorted by")] = Column.ELEMENTS,
+    reverse: Annotated[bool, typer.Option("--reverse", help="in the other order")] = False,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="speed of a host's link, e.g. 1gbit: says which share of it is used"),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write all figures to this file, once")
+    ] = None,
+) -> None:
+    """Watch a running job, from its run log: health, layers, what auto decided.
+
+    On a terminal it follows the job until that ends; ? lists the keys. Elsewhere it prints the
+    figures once.
+    """
+    from thinwire.top.command import top
+
+    try:
+        top(file, once, sort, reverse, rate, json_file)
     except Error as error:
         print(f"thinwire: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -348,20 +386,6 @@ def _run_module(name: str, arguments: list[str]) -> NoReturn:
         [str(_SOURCE_TREE), str(_PACKAGE.parent), str(_SOURCE_TREE / "cluster" / "lab")]
     )
     os.execve(sys.executable, [sys.executable, "-m", name, *arguments], environment)
-
-
-def _not_yet(name: str, purpose: str) -> None:
-    def command(context: typer.Context) -> None:
-        _fail(
-            f"{name} is not part of this version",
-            "thinwire --help lists what this version has",
-        )
-
-    command.__doc__ = f"{purpose} (not part of this version)."
-    app.command(name, context_settings=_PASS_ON, hidden=True)(command)
-
-
-_not_yet("top", "Watch a running job")
 
 
 def main() -> None:

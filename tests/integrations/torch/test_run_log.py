@@ -87,9 +87,11 @@ def test_every_kind_of_line(file: pathlib.Path) -> None:
     assert all((line["rank"], line["model"]) == (0, "0") for line in lines_of(file))
     assert (start["format"], start["world_size"], start["policy"]) == (1, 2, "q8")
     assert start["layers"][1] == {
-        "name": "1.weight", "elements": 4096, "codec": "q8", "reason": "default"
+        "name": "1.weight", "elements": 4096, "codec": "q8", "reason": "default",
+        "slot_bytes": 1024, "ratio": 4.0,
     }  # fmt: skip
     assert (first["step"], first["wire_bytes"], first["dense_wire_bytes"]) == (1, 100, 1000)
+    assert (first["encode_seconds"], first["wait_seconds"]) == (0.25, 0.5)
     assert first["values"] == {"loss": 3.0}
     assert first["seconds"] >= 0
     assert layers["residual_norm"] == [0.0, 1.0]
@@ -292,13 +294,14 @@ WRONG = {
     '"seconds": NaN': "metrics: seconds: expected a number, 0 or more",
     '"seconds": 1e999': "metrics: seconds: expected a number, 0 or more",
     '"wire_bytes": -5': "metrics: wire_bytes",
+    '"encode_seconds": null': "metrics: encode_seconds: expected a number, 0 or more, got None",
     '"values": []': "metrics: values: expected an object",
     '"values": {"loss": "2"}': "metrics: loss: expected a number or null",
     '"rank": 1': "rank 1, model 0: no line of kind start before it",
     '"kind": "layers"': "layers: ratio: expected a list, got nothing",
     '"kind": "layers", "ratio": [1], "slot_bytes": [1], "residual_norm": []': "of one length",
     '"kind": "layers", "ratio": [1], "slot_bytes": [1], "residual_norm": [1]': "of 2 layers, got 1",
-    '"kind": "end"': "end: encode_seconds: expected a number, 0 or more, got nothing",
+    '"kind": "end"': "end: layers: expected a list, got nothing",
     '"kind": "plan"': "plan: policy: expected text, got nothing",
     '"kind": "plan", "policy": "q8", "layers": []': "plan: expected 2 layers, got 0",
     '"kind": "new"': "got 'new'",

@@ -1,10 +1,11 @@
-"""Reads run logs (docs/run-log.md), also broken ones: a line that is no run log's is left out with
-a reason; a file without any line that can be used is an error."""
+"""Reads run logs (docs/run-log.md), also broken ones and those that grow: a line that is no run
+log's is left out with a reason; a file without any line that can be used is an error."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,20 @@ from typing import Any
 from thinwire._run_log import FORMAT
 from thinwire.errors import InvalidArgument
 
-_REASONS_SHOWN = 3
+REASONS_SHOWN = 3
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as the lines ``start`` and ``plan`` give it."""
+    """A layer as the lines ``start`` and ``plan`` give it; None for what older logs lack."""
 
     name: str
     elements: int
     codec: str
     reason: str
+    ratio: float | None = field(default=None, compare=False)
+    slot_bytes: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class Plan:
     step: int
     policy: str
     layers: list[Layer]
+    decisions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Work:
+    """So far in one process: seconds of its communication thread."""
+
+    encode_seconds: float
+    decode_seconds: float
+    wait_seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Metrics:
     step: int
     counts: Counts
     values: dict[str, float | None]
+    work: Work | None = None  # older logs have none
 
 
 @dataclass(frozen=True)
@@ -84,9 +99,7 @@ class Layers:
 @dataclass(frozen=True)
 class End:
     counts: Counts
-    encode_seconds: float
-    decode_seconds: float
-    wait_seconds: float
+    work: Work
     figures: LayerFigures
 
 
@@ -171,9 +184,7 @@ def read(file: Path) -> tuple[list[Attempt], list[str]]:
     for number, line in _lines(file):
         lines += 1
         try:
-            record = _object(line)
-            parsed = _parse(record)
-            who = (_count(record, "rank"), _text(record, "model"))
+            who, parsed = parse(line)
             if isinstance(parsed, Start):
                 latest[who] = Attempt(*who, parsed)
                 attempts.append(latest[who])
@@ -184,13 +195,62 @@ def read(file: Path) -> tuple[list[Attempt], list[str]]:
         except ValueError as error:
             reasons.append(f"line {number}: {error}")
     if not attempts:
-        got = reasons[0] if reasons else "an empty file"
-        raise InvalidArgument(
-            f"{file}: expected a run log, whose lines are JSON of kind start, metrics, layers and "
-            f"end, got {got}\nhint: thinwire run --stats run.jsonl -- COMMAND writes one, and so "
-            "does thinwire.torch.compress(..., log='run.jsonl')"
-        )
-    return attempts, _left_out(reasons, lines)
+        raise no_run_log(file, reasons)
+    return attempts, left_out(reasons, len(reasons), lines)
+
+
+def no_run_log(file: Path, reasons: list[str]) -> InvalidArgument:
+    """The error for a file without a line of kind start, and why its first line was left out."""
+    got = reasons[0] if reasons else "an empty file"
+    return InvalidArgument(
+        f"{file}: expected a run log, whose lines are JSON of kind start, metrics, layers and "
+        f"end, got {got}\nhint: thinwire run --stats run.jsonl -- COMMAND writes one, and so "
+        "does thinwire.torch.compress(..., log='run.jsonl')"
+    )
+
+
+class Follower:
+    """The lines of a run log that is still being written, each once and only when it is whole.
+
+    InvalidArgument for a file that cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._identity: tuple[int, int] | None = None
+        self._position = 0
+        self._rest = b""
+        self.modified = 0.0
+        """When the file was last appended to, in Unix seconds."""
+        try:
+            with open(file, "rb"):
+                pass
+        except OSError as error:
+            raise InvalidArgument(
+                f"{file}: cannot read it: {error.strerror}\nhint: thinwire run --stats "
+                f"{file} -- COMMAND makes a job write it"
+            ) from error
+
+    def lines(self) -> Iterator[str]:
+        """Those that came since the last call. A file that was replaced, or cut, begins anew; of
+        one that is gone there is nothing new."""
+        try:
+            file = open(self._file, "rb")  # noqa: SIM115
+        except OSError:
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            identity = (status.st_dev, status.st_ino)
+            if identity != self._identity or status.st_size < self._position:
+                self._identity, self._position, self._rest = identity, 0, b""
+            self.modified = status.st_mtime
+            file.seek(self._position)
+            while chunk := file.read(_CHUNK_BYTES):
+                self._position += len(chunk)
+                *whole, self._rest = (self._rest + chunk).split(b"\n")
+                for line in (data.decode(errors="replace") for data in whole):
+                    if line.strip():
+                        yield line
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -205,12 +265,14 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def _left_out(reasons: list[str], lines: int) -> list[str]:
-    if not reasons:
+def left_out(reasons: list[str], count: int, lines: int) -> list[str]:
+    """One sentence, or none; reasons: the first of ``count`` ones."""
+    if not count:
         return []
-    more = len(reasons) - _REASONS_SHOWN
-    shown = reasons[:_REASONS_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    return [f"{len(reasons)} of {lines} lines left out: {'; '.join(shown)}"]
+    shown = reasons[:REASONS_SHOWN]
+    if count > len(shown):
+        shown = [*shown, f"and {count - len(shown)} more"]
+    return [f"{count} of {lines} lines left out: {'; '.join(shown)}"]
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -232,6 +294,13 @@ def printable(text: str) -> str:
 def _short(text: str) -> str:
     text = printable(text)
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+def parse(line: str) -> tuple[tuple[int, str], Record]:
+    """Rank and model that a line is of, and what it says. ValueError for what is no such line."""
+    record = _object(line)
+    parsed = _parse(record)
+    return (_count(record, "rank"), _text(record, "model")), parsed
 
 
 def _parse(record: dict[str, Any]) -> Record:
@@ -260,6 +329,8 @@ def _layer_table(record: dict[str, Any]) -> list[Layer]:
             _count(layer, "elements"),
             _text(layer, "codec"),
             _text(layer, "reason"),
+            _number(layer, "ratio") if "ratio" in layer else None,
+            _count(layer, "slot_bytes") if "slot_bytes" in layer else None,
         )
         for layer in _objects(record, "layers")
     ]
@@ -270,7 +341,8 @@ def _resume(record: dict[str, Any]) -> Resume:
 
 
 def _plan(record: dict[str, Any]) -> Plan:
-    return Plan(_count(record, "step"), _text(record, "policy"), _layer_table(record))
+    decisions = [printable(line) for line in record.get("decisions") or [] if isinstance(line, str)]
+    return Plan(_count(record, "step"), _text(record, "policy"), _layer_table(record), decisions)
 
 
 def _metrics(record: dict[str, Any]) -> Metrics:
@@ -281,6 +353,7 @@ def _metrics(record: dict[str, Any]) -> Metrics:
         _count(record, "step"),
         _counts(record),
         {printable(name): _maybe(values, name) for name in values},
+        _work(record) if "encode_seconds" in record else None,
     )
 
 
@@ -297,9 +370,7 @@ def _layers(record: dict[str, Any]) -> Layers:
 def _end(record: dict[str, Any]) -> End:
     return End(
         _counts(record),
-        _number(record, "encode_seconds"),
-        _number(record, "decode_seconds"),
-        _number(record, "wait_seconds"),
+        _work(record),
         _figures(_objects(record, "layers")),
     )
 
@@ -322,6 +393,14 @@ def _counts(record: dict[str, Any]) -> Counts:
         _count(record, "wire_bytes"),
         _count(record, "dense_wire_bytes"),
         _number(record, "seconds"),
+    )
+
+
+def _work(record: dict[str, Any]) -> Work:
+    return Work(
+        _number(record, "encode_seconds"),
+        _number(record, "decode_seconds"),
+        _number(record, "wait_seconds"),
     )
 
 

@@ -349,8 +349,8 @@ def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
             layer.elements,
             layer.codec,
             layer.reason,
-            None if figures is None else figures.ratio[i],
-            None if figures is None else figures.slot_bytes[i],
+            layer.ratio if figures is None else figures.ratio[i],
+            layer.slot_bytes if figures is None else figures.slot_bytes[i],
             [line.step for line in lines],
             [line.residual_norm[i] for line in lines],
         )
@@ -366,9 +366,9 @@ def _rank(attempts: list[Attempt]) -> RankFigures:
         attempts[-1].rank,
         counts.steps,
         counts.wire_bytes / MB,
-        sum(end.encode_seconds for end in ends) if known else None,
-        sum(end.decode_seconds for end in ends) if known else None,
-        sum(end.wait_seconds for end in ends) if known else None,
+        sum(end.work.encode_seconds for end in ends) if known else None,
+        sum(end.work.decode_seconds for end in ends) if known else None,
+        sum(end.work.wait_seconds for end in ends) if known else None,
     )
 
 

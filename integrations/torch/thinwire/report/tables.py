@@ -57,12 +57,12 @@ def show(where: Console, runs: list[Run], target: Target | None, by: By | None) 
 
 
 def _header(run: Run) -> str:
-    ranks = _plural(run.world_size, "rank")
+    ranks = plural(run.world_size, "rank")
     attempts = f", {run.attempts} attempts" if run.attempts > 1 else ""
     return f"# {run.name}: {run.file}, policy {run.policy}, {ranks}, torch {run.torch}{attempts}"
 
 
-def _table(title: str, names: list[str], texts: int = 1) -> Table:
+def table_of(title: str, names: list[str], texts: int = 1) -> Table:
     """A table whose first `texts` columns hold text and fold; the others hold figures."""
     made = Table(
         title=title,
@@ -85,7 +85,7 @@ def _print(where: Console, table: Table, caption: str) -> None:
         where.print(Text(f" {caption}", style="italic"))
 
 
-def _add(table: Table, *cells: str, style: str | None = None) -> None:
+def add_row(table: Table, *cells: str, style: str | None = None) -> None:
     """A row of plain text: names of layers and policies are no markup."""
     table.add_row(*map(Text, cells), style=style)
 
@@ -104,7 +104,7 @@ def _show_runs(where: Console, runs: list[Run], target: Target | None, by: By | 
     if target is not None:
         names += ["target\ns", "target\nMB"]
         caption.append(f"target: {target}")
-    table = _table("Runs", names)
+    table = table_of("Runs", names)
     for run in runs:
         values = [run.last(metric, by or By.STEP, limit) for metric in shown]
         cells = [
@@ -112,17 +112,17 @@ def _show_runs(where: Console, runs: list[Run], target: Target | None, by: By | 
             *("-" if value is None else f"{value:.4g}" for value in values),
             f"{run.steps}",
             f"{run.seconds:.1f}",
-            _figure(run.megabytes),
-            _ratio(run.ratio_fp32),
-            _ratio(run.ratio_bf16),
+            figure(run.megabytes),
+            ratio_text(run.ratio_fp32),
+            ratio_text(run.ratio_bf16),
             f"{run.skipped_steps}",
         ]
         if target is not None:
             point = run.first_at(target)
             cells += (
-                ["-", "-"] if point is None else [f"{point.seconds:.1f}", _figure(point.megabytes)]
+                ["-", "-"] if point is None else [f"{point.seconds:.1f}", figure(point.megabytes)]
             )
-        _add(table, *cells)
+        add_row(table, *cells)
     _print(where, table, "; ".join(caption))
 
 
@@ -135,7 +135,7 @@ def _remarks(runs: list[Run], target: Target | None) -> list[str]:
                 "logs them"
             )
         for metric, lines in run.not_finite.items():
-            remarks.append(f"{run.name}: {metric} was NaN or Inf in {_plural(lines, 'line')}")
+            remarks.append(f"{run.name}: {metric} was NaN or Inf in {plural(lines, 'line')}")
         if not run.ended:
             remarks.append(
                 f"{run.name}: rank {run.rank} has no end line: the run goes on or was killed; "
@@ -167,7 +167,7 @@ def _verdict(runs: list[Run], target: Target | None) -> list[str]:
     thin, fewest = min(reached, key=lambda pair: pair[1].megabytes)
     return [
         f"{target}: first reached by {first.name}, after {soonest.seconds:.1f} s; with the fewest "
-        f"bytes by {thin.name}, {_figure(fewest.megabytes)} MB"
+        f"bytes by {thin.name}, {figure(fewest.megabytes)} MB"
     ]
 
 
@@ -182,7 +182,7 @@ def _show_layers(where: Console, run: Run) -> None:
     if dense:
         elements = sum(layer.elements for layer in dense)
         verb = "goes" if len(dense) == 1 else "go"
-        rest.append(f"{_plural(len(dense), 'layer')} of {elements:,} elements {verb} dense")
+        rest.append(f"{plural(len(dense), 'layer')} of {elements:,} elements {verb} dense")
     names = ["layer", "codec", "elements", "ratio", "slot\nbytes"]
     if any(layer.finite_norms for layer in largest):
         names += ["norm\nfirst", "norm\nlast", "norm\nmax"]
@@ -193,10 +193,10 @@ def _show_layers(where: Console, run: Run) -> None:
     if not largest:
         say(where, f"Layers of {run.name}: none is compressed; {caption}")
         return
-    table = _table(f"Layers of {run.name}", names, texts=2)
+    table = table_of(f"Layers of {run.name}", names, texts=2)
     for layer in largest:
         cells = [*_layer_cells(layer), "grows" if layer.growth else ""]
-        _add(table, *cells[: len(names)], style="yellow" if layer.growth else None)
+        add_row(table, *cells[: len(names)], style="yellow" if layer.growth else None)
     _print(where, table, caption)
 
 
@@ -206,9 +206,9 @@ def _layer_cells(layer: LayerFigures) -> list[str]:
         layer.name,
         layer.codec,
         f"{layer.elements:,}",
-        _ratio(layer.ratio),
+        ratio_text(layer.ratio),
         "-" if layer.slot_bytes is None else f"{layer.slot_bytes:,}",
-        *([_figure(norms[0]), _figure(norms[-1]), _figure(max(norms))] if norms else ["-"] * 3),
+        *([figure(norms[0]), figure(norms[-1]), figure(max(norms))] if norms else ["-"] * 3),
     ]
 
 
@@ -218,9 +218,9 @@ def _show_ranks(where: Console, run: Run) -> None:
     caption = "wait, encode, decode: seconds; who waits least may be who the others wait for"
     if len(rows) < len(run.ranks):
         caption += f"; {len(run.ranks) - len(rows)} ranks that waited longer: --json"
-    table = _table(f"Ranks of {run.name}", ["rank", "steps", "MB", "wait", "encode", "decode"])
+    table = table_of(f"Ranks of {run.name}", ["rank", "steps", "MB", "wait", "encode", "decode"])
     for rank in sorted(rows, key=lambda row: row.rank):
-        _add(table, *_rank_cells(rank))
+        add_row(table, *_rank_cells(rank))
     _print(where, table, caption)
 
 
@@ -229,21 +229,21 @@ def _rank_cells(rank: RankFigures) -> list[str]:
     return [
         f"{rank.rank}",
         f"{rank.steps}",
-        _figure(rank.megabytes),
+        figure(rank.megabytes),
         *("-" if value is None else f"{value:.2f}" for value in seconds),
     ]
 
 
-def _ratio(value: float | None) -> str:
+def ratio_text(value: float | None) -> str:
     """In three digits: 0.98x, 35.4x, 1240x."""
     if value is None:
         return "-"
     return f"{value:.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 10 else f"{value:.2f}x"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
