@@ -197,6 +197,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="default: the task's own")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(words)
+    if not BENCH.exists():
+        print(f"layerwise: {BENCH} is not built\nhint: make release", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     print(f"# command: {' '.join(['python', 'tests/bench/layerwise.py', *words])}")
     print(

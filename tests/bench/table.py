@@ -18,8 +18,8 @@ RESULTS = Path(__file__).resolve().parents[2] / "out" / "bench"
 BF16, LSTM = "-bf16", "-lstm"
 """In the name of a file of codecs_bench's: its gradients were bf16, a char LSTM's."""
 
-LAYERWISE = ("norms", "floor", "squares")
-"""Measures of error, as tests/bench/layerwise.cpp explains them."""
+LAYERWISE = ("norms", "floor")
+"""The measures of error that have a table; tests/bench/layerwise.cpp explains them."""
 
 Row = dict[str, Any]
 
