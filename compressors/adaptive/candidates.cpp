@@ -29,30 +29,37 @@ struct Kind {
   }
 };
 
-constexpr Kind topk(std::string_view spec, double density, TopKValues values) {
-  return {.spec = spec, .curve = Curve::kTopK, .parameter = density, .values = values};
+constexpr Kind topk(std::string_view spec, double density) {
+  return {.spec = spec, .curve = Curve::kTopK, .parameter = density, .values = TopKValues::kQ4};
 }
 
-// Values of 4 bits lose little beside what is not sent at all. One bit with a mean magnitude a
-// block loses less than ||v|| of any v; with one scale for all it may lose more.
+// Values of 4 bits lose little beside what is not sent at all: those of 8 are worth their bytes
+// nowhere, and densities a third apart save more (docs/auto.md, "Bytes at the same error"). One bit
+// with a mean magnitude a block loses less than ||v|| of any v; with one scale for all it may lose
+// more.
 constexpr std::array kKinds = {
     Kind{.spec = "bf16", .curve = Curve::kBF16},
     Kind{.spec = "q8", .curve = Curve::kQuantize, .parameter = 8},
     Kind{.spec = "q4", .curve = Curve::kQuantize, .parameter = 4},
     Kind{.spec = "q2", .curve = Curve::kQuantize, .parameter = 2},
     Kind{.spec = "onebit,block=256,scale=l1", .curve = Curve::kOneBit},
-    topk("topk:0.1,values=q8", 0.1, TopKValues::kQ8),
-    topk("topk:0.1,values=q4", 0.1, TopKValues::kQ4),
-    topk("topk:0.03,values=q8", 0.03, TopKValues::kQ8),
-    topk("topk:0.03,values=q4", 0.03, TopKValues::kQ4),
-    topk("topk:0.01,values=q8", 0.01, TopKValues::kQ8),
-    topk("topk:0.01,values=q4", 0.01, TopKValues::kQ4),
-    topk("topk:0.003,values=q8", 0.003, TopKValues::kQ8),
-    topk("topk:0.003,values=q4", 0.003, TopKValues::kQ4),
-    topk("topk:0.001,values=q8", 0.001, TopKValues::kQ8),
-    topk("topk:0.001,values=q4", 0.001, TopKValues::kQ4),
-    topk("topk:0.0003,values=q8", 0.0003, TopKValues::kQ8),
-    topk("topk:0.0003,values=q4", 0.0003, TopKValues::kQ4),
+    topk("topk:0.1,values=q4", 0.1),
+    topk("topk:0.05,values=q4", 0.05),
+    topk("topk:0.03,values=q4", 0.03),
+    topk("topk:0.02,values=q4", 0.02),
+    topk("topk:0.014,values=q4", 0.014),
+    topk("topk:0.01,values=q4", 0.01),
+    topk("topk:0.007,values=q4", 0.007),
+    topk("topk:0.005,values=q4", 0.005),
+    topk("topk:0.003,values=q4", 0.003),
+    topk("topk:0.002,values=q4", 0.002),
+    topk("topk:0.0014,values=q4", 0.0014),
+    topk("topk:0.001,values=q4", 0.001),
+    topk("topk:0.0007,values=q4", 0.0007),
+    topk("topk:0.0005,values=q4", 0.0005),
+    topk("topk:0.0003,values=q4", 0.0003),
+    topk("topk:0.0002,values=q4", 0.0002),
+    topk("topk:0.0001,values=q4", 0.0001),
     Kind{.spec = "powersgd:16", .curve = Curve::kLowRank, .parameter = 16},
     Kind{.spec = "powersgd:8", .curve = Curve::kLowRank, .parameter = 8},
     Kind{.spec = "powersgd:4", .curve = Curve::kLowRank, .parameter = 4},

@@ -10,8 +10,9 @@
 namespace thinwire {
 
 // Densities that the curves of top-k are known at, rising.
-inline constexpr std::array kCurveDensities = {1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2,
-                                               2e-2, 3e-2, 5e-2, 0.1,  0.2,  0.3,  0.5,  1.0};
+inline constexpr std::array kCurveDensities = {1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3,   1.4e-3,
+                                               2e-3, 3e-3, 5e-3, 7e-3, 1e-2, 1.4e-2, 2e-2,
+                                               3e-2, 5e-2, 0.1,  0.2,  0.3,  0.5,    1.0};
 
 // Shares of the squared norm.
 struct TopKCurve {

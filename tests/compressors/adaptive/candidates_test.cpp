@@ -33,7 +33,7 @@ TEST(Candidates, AreCanonicalAndSendWhatTheySay) {
   const std::vector<CandidateCodec> candidates = make_candidates(shape, DType::kF32);
   EXPECT_EQ(candidates.front().spec, "none");
   EXPECT_EQ(candidates.front().bytes, 4U * 500'000);
-  EXPECT_EQ(candidates.size(), 23U);
+  EXPECT_EQ(candidates.size(), 28U);
   for (const CandidateCodec& candidate : candidates) {
     const Codec codec = make_codec(candidate.spec);
     EXPECT_EQ(codec.spec, candidate.spec);
@@ -55,8 +55,8 @@ TEST(Candidates, AreOfTheFamiliesAskedFor) {
   EXPECT_THAT(specs(shape, "q4|bf16"), ElementsAre("none", "bf16", "q4"));
   EXPECT_THAT(specs(shape, "quantize|onebit"),
               ElementsAre("none", "q8", "q4", "q2", "onebit,block=256,scale=l1"));
-  EXPECT_EQ(specs(shape, "topk").size(), 13U);
-  EXPECT_EQ(specs(shape, "topk|lowrank").size(), 18U);
+  EXPECT_EQ(specs(shape, "topk").size(), 18U);
+  EXPECT_EQ(specs(shape, "topk|lowrank").size(), 23U);
 }
 
 TEST(Candidates, OtherFamiliesAreRefused) {
@@ -83,8 +83,8 @@ TEST(Candidates, SendLessThanTheValuesThemselves) {
   }
   // Of few elements the lower densities all send the same single one.
   EXPECT_THAT(specs({100}, "topk"),
-              ElementsAre("none", "topk:0.1,values=q8", "topk:0.1,values=q4", "topk:0.03,values=q8",
-                          "topk:0.03,values=q4", "topk:0.01,values=q8", "topk:0.01,values=q4"));
+              ElementsAre("none", "topk:0.1,values=q4", "topk:0.05,values=q4",
+                          "topk:0.03,values=q4", "topk:0.02,values=q4", "topk:0.014,values=q4"));
   // A vector has no rank, and bf16 sends 16-bit values as they are.
   EXPECT_THAT(specs({1, 5000}, "lowrank"), ElementsAre("none"));
   EXPECT_THAT(specs({1000, 500}, "bf16", DType::kBF16), ElementsAre("none"));
@@ -103,7 +103,7 @@ TEST(Candidates, CountEntriesAsTopKDoes) {
       if (candidate.curve != Curve::kTopK) continue;
       const std::string count =
           "topk:k=" + std::to_string(std::lround(candidate.parameter * static_cast<double>(n))) +
-          (candidate.values == TopKValues::kQ8 ? ",values=q8" : ",values=q4");
+          ",values=q4";
       EXPECT_EQ(make_codec(count).payload->slot_bytes(n), candidate.bytes) << candidate.spec;
     }
   }
