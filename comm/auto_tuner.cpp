@@ -138,10 +138,9 @@ class AutoTuner::Impl {
     forget_what_loses_too_much();
     // What was measured of a trial that the network has ended says nothing of the plan before it.
     const bool ended = judge_.current() != before;
-    const bool trial = judge_.on_trial();
-    const PlanId tried = judge_.current();
+    const PlanId tried = judge_.tried();
     const Verdict verdict = ended ? Verdict::kNone : judge_.measured(window_.seconds);
-    tell(verdict, trial, tried);
+    tell(verdict, tried);
     if (verdict != Verdict::kTakenBack && !changed) consider();
     return finish(before);
   }
@@ -275,17 +274,26 @@ class AutoTuner::Impl {
     }
   }
 
-  void tell(Verdict verdict, bool trial, const PlanId& tried) {
+  void tell(Verdict verdict, const PlanId& tried) {
     const auto measured = [&](const PlanId& id) {
       const auto seconds = judge_.seconds(id);
       return seconds ? milliseconds(*seconds) + " a step" : std::string("not measured");
     };
-    if (verdict == Verdict::kKept) {
-      log("keeps " + search_.describe(tried) + ": " + milliseconds(window_.seconds) + " a step");
-    } else if (verdict == Verdict::kTakenBack) {
-      log((trial ? "takes back " : "leaves ") + search_.describe(tried) + ", " + measured(tried) +
-          ": goes on with " + search_.describe(judge_.current()) + ", " +
-          measured(judge_.current()));
+    const PlanId& now = judge_.current();
+    switch (verdict) {
+      case Verdict::kNone:
+        break;
+      case Verdict::kKept:
+        log("keeps " + search_.describe(tried) + ", " + measured(tried));
+        break;
+      case Verdict::kTakenBack:
+        log("takes back " + search_.describe(tried) + ", " + measured(tried) + ": goes on with " +
+            search_.describe(now) + ", " + measured(now));
+        break;
+      case Verdict::kTriedAgain:
+        log("tries again " + search_.describe(now) + ", " + measured(now) + " before; " +
+            search_.describe(tried) + ", " + measured(tried));
+        break;
     }
   }
 

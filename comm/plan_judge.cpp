@@ -10,6 +10,12 @@ namespace {
 constexpr double kLeastGain = 0.01;  // of a step, worth a trial
 constexpr int kMemory = 4;           // windows that a mean is over, about
 constexpr double kMostNoise = 0.2;
+constexpr int kTrialWindows = 8;  // of both plans, at the most
+constexpr std::uint64_t kFresh =
+    50;                            // windows that a measurement is believed; doubled by each trial
+constexpr int kMostDoublings = 6;  // that the plan lost
+constexpr std::uint64_t kFirstRest = 2;  // windows from one lost trial to the next
+constexpr std::uint64_t kLongestRest = 64;
 
 }  // namespace
 
@@ -19,7 +25,13 @@ std::optional<double> PlanJudge::seconds(const PlanId& plan) const {
   return found->second.seconds;
 }
 
-PlanJudge::Verdict PlanJudge::measured(double seconds) {
+const PlanJudge::Known* PlanJudge::lately(const PlanId& plan) const {
+  const auto found = known_.find(plan);
+  return found == known_.end() || found->second.until < window_ ? nullptr : &found->second;
+}
+
+void PlanJudge::note(double seconds) {
+  ++window_;
   Known& known = known_[current_];
   if (known.windows > 0) {
     const double off = std::abs(seconds - known.last) / known.last;
@@ -28,45 +40,84 @@ PlanJudge::Verdict PlanJudge::measured(double seconds) {
   known.last = seconds;
   known.windows = std::min(known.windows + 1, kMemory);
   known.seconds += (seconds - known.seconds) / known.windows;
+  known.until = window_ + (kFresh << std::min(known.trials, kMostDoublings));
+}
 
+PlanJudge::Verdict PlanJudge::measured(double seconds) {
+  note(seconds);
   if (trial_) {
-    const Trial trial = *std::exchange(trial_, std::nullopt);
-    const std::optional<double> before = this->seconds(trial.before);
-    const double allowed = trial.reason == Reason::kBetter ? 1 + std::max(noise_, kLeastGain) : 1;
-    if (before && known.seconds >= *before * allowed) {
-      current_ = trial.before;
-      return Verdict::kTakenBack;
+    return go_on_with_trial(seconds);
+  }
+  const Known* best = nullptr;
+  PlanId plan;
+  for (const auto& [id, known] : known_) {
+    if (lately(id) != nullptr && (best == nullptr || known.seconds < best->seconds)) {
+      best = &known;
+      plan = id;
     }
-    return Verdict::kKept;
   }
-  // One that was faster, but was left for what looked better at first.
-  const auto best = std::min_element(
-      known_.begin(), known_.end(),
-      [](const auto& a, const auto& b) { return a.second.seconds < b.second.seconds; });
-  if (best->second.seconds < known.seconds * (1 - std::max(noise_, kLeastGain))) {
-    current_ = best->first;
-    return Verdict::kTakenBack;
+  if (best->seconds >= known_[current_].seconds * (1 - std::max(noise_, kLeastGain))) {
+    return Verdict::kNone;
   }
-  return Verdict::kNone;
+  begin_trial(plan, Reason::kFaster);
+  return Verdict::kTriedAgain;
+}
+
+PlanJudge::Verdict PlanJudge::go_on_with_trial(double seconds) {
+  Trial& trial = *trial_;
+  (current_ == trial.tried ? trial.of_tried : trial.of_before).add(seconds);
+  const double before = trial.of_before.mean();
+  const double most =
+      before * (trial.reason == Reason::kBetter ? 1 + std::max(noise_ / 2, kLeastGain) : 1);
+  const double tried = trial.of_tried.mean();
+  const int windows = trial.of_before.windows + trial.of_tried.windows;
+  // Two standard errors of the difference, but for the noise being a mean of magnitudes.
+  const double unsure =
+      before * noise_ * std::sqrt(1.0 / trial.of_before.windows + 1.0 / trial.of_tried.windows);
+  if (std::abs(tried - most) <= unsure && windows < kTrialWindows) {
+    current_ = current_ == trial.tried ? trial.before : trial.tried;
+    return Verdict::kNone;
+  }
+  const bool kept = tried < most;
+  believe(trial.before, trial.of_before);
+  believe(trial.tried, trial.of_tried);
+  current_ = kept ? trial.tried : trial.before;
+  Rest& rest = rest_of(trial.reason);
+  rest.windows = kept ? 0 : std::clamp(2 * rest.windows, kFirstRest, kLongestRest);
+  rest.until = window_ + rest.windows;
+  if (!kept) ++known_[trial.tried].trials;
+  trial_.reset();
+  return kept ? Verdict::kKept : Verdict::kTakenBack;
+}
+
+void PlanJudge::believe(const PlanId& plan, const Side& side) {
+  Known& known = known_[plan];
+  known.seconds = side.mean();
+  known.windows = std::min(side.windows, kMemory);
+}
+
+void PlanJudge::begin_trial(const PlanId& plan, Reason reason) {
+  trial_ =
+      Trial{.before = current_, .tried = plan, .reason = reason, .of_before = {}, .of_tried = {}};
+  trial_->of_before.add(known_[current_].last);
+  current_ = plan;
 }
 
 bool PlanJudge::consider(const PlanId& plan, double saves, Reason reason) {
   const std::optional<double> now = seconds(current_);
-  if (trial_ || plan == current_ || !now) {
+  if (trial_ || plan == current_ || !now || window_ < rest_of(reason).until) {
     return false;
   }
-  const std::optional<double> known = seconds(plan);
-  if (known) saves = *now - *known;
+  const Known* known = lately(plan);
+  if (known != nullptr) saves = *now - known->seconds;
   const double margin = *now * std::max(noise_, kLeastGain);
-  const bool go = reason == Reason::kProbe    ? !known.has_value()
+  const bool go = reason == Reason::kProbe    ? known == nullptr
                   : reason == Reason::kFaster ? saves > margin
                                               : saves > -margin / 2;
-  if (!go) {
-    return false;
+  if (go) {
+    begin_trial(plan, reason);
   }
-  trial_ = Trial{.before = current_, .reason = reason};
-  current_ = plan;
-  return true;
+  return go;
 }
 
 void PlanJudge::adopt(const PlanId& plan) {
@@ -74,7 +125,13 @@ void PlanJudge::adopt(const PlanId& plan) {
   current_ = plan;
 }
 
-void PlanJudge::forget(const PlanId& plan) { known_.erase(plan); }
+void PlanJudge::forget(const PlanId& plan) {
+  known_.erase(plan);
+  if (trial_ && (plan == trial_->before || plan == trial_->tried)) {
+    current_ = plan == trial_->before ? trial_->tried : trial_->before;
+    trial_.reset();
+  }
+}
 
 std::vector<PlanId> PlanJudge::known() const {
   std::vector<PlanId> plans;
@@ -84,6 +141,7 @@ std::vector<PlanId> PlanJudge::known() const {
 
 void PlanJudge::network_changed() {
   known_.clear();
+  rests_ = {};
   if (trial_) current_ = trial_->before;
   trial_.reset();
 }
