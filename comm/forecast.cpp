@@ -6,6 +6,7 @@
 
 #include "comm/link_model.h"
 #include "comm/plan_search.h"
+#include "comm/reducer.h"
 #include "comm/step_model.h"
 #include "compressors/adaptive/error_curves.h"
 #include "compressors/adaptive/gradient_sample.h"
@@ -84,6 +85,10 @@ void see_gradients(const ForecastJob& job, PlanSearch& search) {
                   static_cast<std::uint64_t>(counter), sample);
       curves += measure_errors(sample, search.wants_low_rank(i));
     }
+    if (curves.nonfinite()) {
+      throw InvalidArgument("forecast: the gradient of layer '" + layer.name +
+                            "' holds NaN or Inf\nhint: save those of a step that went well");
+    }
     search.see(i, curves);
   }
 }
@@ -106,10 +111,12 @@ Forecast forecast(const ForecastJob& job, const Policy& policy, CodecSpeeds& spe
     search.update({.link = link, .buckets = buckets});
     result.plan = search.plan(search.best(0).id);
   }
+  result.plan.choose_routes(job.layers, job.ranks, job.link, ReducerOptions().split_from_ranks);
   std::vector<LayerCost> costs;
   for (std::size_t i = 0; i < job.layers.size(); ++i) {
     const Codec& codec = result.plan.choices[i].codec;
-    costs.push_back(layer_cost(job.layers[i], codec, speeds.of(codec.spec), link, job.ranks));
+    costs.push_back(layer_cost(job.layers[i], codec, result.plan.choices[i].gathered,
+                               speeds.of(codec.spec), link, job.ranks));
     result.layer_seconds.push_back(costs.back().seconds());
     result.layer_sent.push_back(costs.back().sent);
   }

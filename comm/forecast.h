@@ -33,7 +33,8 @@ struct Forecast {
 };
 
 // PolicyError as Plan::make(); InvalidArgument for fewer than two ranks, a link that is no positive
-// finite speed and latency, or a gradient that does not fit its layer, which is named. Measures the
+// finite speed and latency, or a gradient that does not fit its layer, which is named, or
+// is not finite. Measures the
 // speeds that `speeds` lacks.
 Forecast forecast(const ForecastJob& job, const Policy& policy, CodecSpeeds& speeds);
 

@@ -16,6 +16,9 @@ constexpr std::size_t kNamesShown = 5;
 // Split-reduce must gain a tenth: its alltoall, which crosses a network with all that it carries,
 // suffers most from what a prediction does not know (docs/scale.md).
 constexpr double kSplitShare = 1 / 1.1;
+// Of a usual bucket, that a rank sends to all instead of to owners: the wire time of the latencies
+// that it saves, or less, from 1 Gbit/s on (as ReducerOptions::ride_along_bytes).
+constexpr double kMostGatheredBytes = 65'536;
 
 // A glob's stars would only add to the distance.
 std::string without_wildcards(std::string glob) {
@@ -136,7 +139,7 @@ Plan Plan::with_codecs(const std::vector<std::string>& specs) const {
     Policy::Choice& choice = plan.choices[i];
     if (choice.automatic) {
       choice.codec = make_codec(specs.at(i));
-      if (!choice.small || !choice.codec.is_none()) choice.reason = "auto: from a saved state";
+      choice.reason = "auto: from a saved state";
     }
   }
   return plan;
@@ -153,16 +156,24 @@ void Plan::choose_routes(const std::vector<Layer>& layers, int world_size, const
   bool allgathers = false;
   bool requantises = false;
   bool linear = false;
+  double gradient_bytes = 0;
+  double gathered_bytes = 0;
   for (std::size_t i = 0; i < choices.size(); ++i) {
     Policy::Choice& choice = choices[i];
     const PayloadCodec* codec = choice.codec.payload.get();
-    choice.gathered = codec != nullptr && gathers(*codec, layers[i].elements(), world_size);
+    const std::int64_t n = layers[i].elements();
+    choice.gathered = codec != nullptr && gathers(*codec, n, world_size);
+    gradient_bytes += static_cast<double>(n) * sizeof(float);
     linear = linear || choice.codec.linear;
-    if (codec != nullptr && !choice.gathered) {
+    if (choice.gathered) {
+      gathered_bytes += static_cast<double>(codec->slot_bytes(n)) * (world_size - 1);
+    } else if (codec != nullptr) {
       (codec->traits().sparse && choice.split_ranges == 0 ? allgathers : requantises) = true;
     }
   }
-  const bool worth_it = allgathers || (linear && !requantises);
+  const double share = std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
+  const bool worth_it =
+      !requantises && (allgathers || linear) && share * gathered_bytes <= kMostGatheredBytes;
   if (!worth_it) {
     for (Policy::Choice& choice : choices) {
       choice.gathered = false;

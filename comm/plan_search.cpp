@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "comm/exchange.h"
 #include "comm/formatted.h"
 #include "compressors/adaptive/gradient_sample.h"
 #include "compressors/adaptive/planner.h"
@@ -56,7 +57,7 @@ std::vector<PlanSearch::Option> PlanSearch::options_of(const Layer& layer,
   std::vector<std::string_view> families(automatic.families.begin(), automatic.families.end());
   std::vector<Option> options;
   for (CandidateCodec& candidate : make_candidates(layer.shape, layer.dtype, families)) {
-    if (choice.small && !suits_small(candidate)) continue;
+    if (!choice.small.empty() && !suits_small(candidate)) continue;
     CommonOptions common = automatic.options;
     if (candidate.curve == Curve::kLowRank) common.storage = ResidualStorage::kFP32;
     Codec codec = make_codec(candidate.spec + common_text(common));
@@ -95,7 +96,7 @@ PlanSearch::PlanSearch(const std::vector<Layer>& layers, const Plan& plan, int r
     states_.back().curves = usual;
     if (!states_.back().automatic) continue;
     automatic_.push_back(i);
-    if (!plan.choices[i].small) judged_.push_back(i);
+    if (plan.choices[i].small.empty()) judged_.push_back(i);
   }
 }
 
@@ -109,10 +110,10 @@ PlanSearch::LayerState PlanSearch::state_of(std::size_t layer) const {
   const AutoOptions& automatic = *choice.automatic;
   state.automatic = true;
   state.options = options_of(layers_[layer], choice);
-  // A small layer makes no room for others' errors.
-  state.budget_factor = choice.small ? 1 : automatic.factor;
-  state.reference =
-      candidate(choice.small ? "q" + std::to_string(kLeastSmallBits) : automatic.reference);
+  // A small layer makes room for its own error alone.
+  const bool small = !choice.small.empty();
+  state.budget_factor = small ? 1 : automatic.factor;
+  state.reference = candidate(small ? "q" + std::to_string(kLeastSmallBits) : automatic.reference);
   state.bound = candidate(automatic.at_least);
   return state;
 }
@@ -193,7 +194,11 @@ void PlanSearch::update_costs() {
       speed.encode *= now_.speed_scale;
       speed.decode *= now_.speed_scale;
       speed.decode_more *= now_.speed_scale;
-      state.costs.push_back(layer_cost(layers_[i], option.codec, speed, now_.link, ranks_));
+      // As Plan::choose_routes() will have it, but where some other layer goes to owners.
+      const PayloadCodec* payload = option.codec.payload.get();
+      const bool gathered = payload != nullptr && gathers(*payload, layers_[i].elements(), ranks_);
+      state.costs.push_back(
+          layer_cost(layers_[i], option.codec, gathered, speed, now_.link, ranks_));
     }
   }
 }
@@ -316,10 +321,10 @@ Plan PlanSearch::plan(const PlanId& id) const {
     const LayerState& state = states_[automatic_[a]];
     Policy::Choice& choice = plan.choices[automatic_[a]];
     choice.codec = state.options[id[a]].codec;
-    if (!choice.small) {
+    if (choice.small.empty()) {
       choice.reason = "auto: " + reason(state, id[a]);
-    } else if (!choice.codec.is_none()) {
-      choice.reason = "auto: " + choice.reason.substr(choice.reason.find(": ") + 2);
+    } else {
+      choice.reason = (choice.codec.is_none() ? "dense: " : "auto: ") + choice.small;
     }
   }
   return plan;
@@ -335,7 +340,8 @@ PlanId PlanSearch::id_of(const std::vector<std::string>& specs) const {
     if (found == options.end()) {
       throw InvalidArgument("layer '" + layers_[i].name + "': the saved plan has '" + specs[i] +
                             "', which the policy '" + base_.choices[i].automatic->text +
-                            "' does not choose from");
+                            "' does not choose from\nhint: load the state of a job with this "
+                            "policy and version, or start without what is pending");
     }
     id.push_back(static_cast<std::uint16_t>(found - options.begin()));
   }

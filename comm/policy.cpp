@@ -194,52 +194,53 @@ Policy::Choice Policy::choose(const Layer& layer) const {
     return {dense_like(fallback_.codec), "untouched: no floating-point gradient"};
   }
   const std::int64_t elements = layer.elements();
-  std::string dense_reason;
+  std::string small;  // why the layer is
   if (layer.shape.size() <= 1) {
-    dense_reason = "dense: " + std::to_string(layer.shape.size()) +
-                   (layer.shape.size() == 1 ? " dimension" : " dimensions");
+    small = std::to_string(layer.shape.size()) +
+            (layer.shape.size() == 1 ? " dimension" : " dimensions");
   } else if (elements < min_elements_) {
-    dense_reason =
-        "dense: " + std::to_string(elements) + " < " + std::to_string(min_elements_) + " elements";
+    small = std::to_string(elements) + " < " + std::to_string(min_elements_) + " elements";
   }
   const Prescription* prescription = &fallback_;
   std::string reason = "default";
   std::optional<std::size_t> decided;
   for (std::size_t i = 0; i < rules_.size(); ++i) {
-    const bool may_decide = dense_reason.empty() || !rules_[i].name_glob.empty();
+    const bool may_decide = small.empty() || !rules_[i].name_glob.empty();
     if (may_decide && rules_[i].matches(layer)) {
       prescription = &rules_[i].prescription;
       decided = i;
       reason = "rule " + std::to_string(i + 1);
       if (!rules_[i].name_glob.empty()) {
         reason += ": " + rules_[i].name_glob;
-        dense_reason.clear();
+        small.clear();
       }
       break;
     }
   }
+  if (prescription->is_none()) {
+    return {prescription->codec, reason, decided};
+  }
   const Codec& codec = prescription->codec;
-  if (!prescription->is_none() && layer.dtype == DType::kF64) {
-    dense_reason = "dense: fp64";
+  std::string unfit;  // what no codec takes
+  if (elements == 0) {
+    unfit = "0 elements";
+  } else if (layer.dtype == DType::kF64) {
+    unfit = "fp64";
   }
-  if (!prescription->is_none() && elements == 0) {
-    dense_reason = "dense: 0 elements";
+  if (prescription->automatic && unfit.empty()) {
+    reason = small.empty() ? "auto: nothing is measured yet" : "dense: " + small;
+    return {codec, reason, decided, prescription->automatic, small};
   }
-  if (dense_reason.empty() && codec.linear && !codec.linear->gains(layer.shape)) {
-    dense_reason = "dense: too small for " + codec.linear->name();
+  if (unfit.empty()) {
+    unfit = small;
   }
-  const bool may_be_small = prescription->automatic && layer.dtype != DType::kF64 && elements > 0;
-  if (!dense_reason.empty() && !prescription->is_none() && !may_be_small) {
-    return {dense_like(codec), dense_reason, decided};
+  if (unfit.empty() && codec.linear && !codec.linear->gains(layer.shape)) {
+    unfit = "too small for " + codec.linear->name();
   }
-  if (prescription->automatic) {
-    reason = dense_reason.empty() ? "auto: nothing is measured yet" : dense_reason;
+  if (!unfit.empty()) {
+    return {dense_like(codec), "dense: " + unfit, decided};
   }
-  return {.codec = codec,
-          .reason = reason,
-          .rule = decided,
-          .automatic = prescription->automatic,
-          .small = !dense_reason.empty()};
+  return {codec, reason, decided};
 }
 
 bool Policy::compresses() const {

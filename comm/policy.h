@@ -73,7 +73,8 @@ class Policy {
     std::string reason;
     std::optional<std::size_t> rule = {};               // the one that decided, from 0
     std::shared_ptr<const AutoOptions> automatic = {};  // the codec is the reducer's choice
-    bool small = false;  // of an automatic one: few elements, or one dimension
+    // Why an automatic one is small ("1 dimension", "10 < 1024 elements"); empty: it is not.
+    std::string small = {};
     // Plan's business. Above 0: the layer is split-reduced, in so many ranges (comm/exchange.h).
     int split_ranges = 0;
     bool gathered = false;  // goes with the sparse layers, though its codec is none of theirs
@@ -117,7 +118,8 @@ struct Plan {
   // way: by split-reduce where it is predicted to take a tenth less than an allgather in buckets of
   // 25 MiB of fp32 gradients (the default of PyTorch's DDP), and there are at least
   // `split_from_ranks`. Those that gathers() holds for: with the layers that are allgathered, or
-  // alone where the others are linear.
+  // alone where the others are linear, unless some layer goes to owners anyway, or they are too
+  // many bytes together.
   void choose_routes(const std::vector<Layer>& layers, int world_size, const Link& link,
                      int split_from_ranks);
 

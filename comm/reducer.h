@@ -18,7 +18,7 @@
 #include "comm/gradient_method.h"
 #include "comm/policy.h"
 #include "comm/reducer_state.h"
-#include "comm/trace.h"
+#include "comm/trace_options.h"
 
 namespace thinwire {
 

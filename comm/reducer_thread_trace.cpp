@@ -131,7 +131,12 @@ void ReducerThread::trace_transfers(const std::vector<TransferTime>& transfers) 
 void ReducerThread::write_trace() {
   if (!trace_) return;
   const Clock::time_point began = Clock::now();
-  std::string warning = trace_->write();
+  std::string warning;
+  try {
+    warning = trace_->write();
+  } catch (const std::exception& error) {  // of memory, say; the training is worth more
+    warning = std::string("trace: ") + error.what() + "; no more steps are traced";
+  }
   if (warning.empty()) {
     trace_->add(
         TraceLane::kThread,

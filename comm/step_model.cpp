@@ -2,21 +2,16 @@
 
 #include <algorithm>
 
-#include "comm/exchange.h"
 #include "comm/summary.h"
 
 namespace thinwire {
 
 namespace {
 
-// What gathers() holds for is taken for gathered, as Plan::choose_routes() has it but where nothing
-// else goes that way.
-Route route_of(const Codec& codec, std::int64_t elements, int ranks) {
+Route route_of(const Codec& codec, bool gathered) {
   if (codec.is_none()) return Route::kDense;
   if (codec.linear) return Route::kLinear;
-  return codec.payload->traits().sparse || gathers(*codec.payload, elements, ranks)
-             ? Route::kSparse
-             : Route::kRequantising;
+  return gathered || codec.payload->traits().sparse ? Route::kSparse : Route::kRequantising;
 }
 
 double route_seconds(Route route, const Codec& codec, const LinkModel& link) {
@@ -35,13 +30,13 @@ double route_seconds(Route route, const Codec& codec, const LinkModel& link) {
 
 }  // namespace
 
-LayerCost layer_cost(const Layer& layer, const Codec& codec, const CodecSpeed& speed,
+LayerCost layer_cost(const Layer& layer, const Codec& codec, bool gathered, const CodecSpeed& speed,
                      const LinkModel& link, int ranks) {
   const auto n = static_cast<double>(layer.elements());
   const double p = ranks;
   const std::size_t bytes = message_bytes(layer, codec);
   LayerCost cost;
-  cost.route = route_of(codec, layer.elements(), ranks);
+  cost.route = route_of(codec, gathered);
   cost.fixed = route_seconds(cost.route, codec, link);
   const auto send = [&](Verb verb, double sent) {
     cost.sent += sent;

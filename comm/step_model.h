@@ -31,7 +31,8 @@ struct LayerCost {
   double seconds() const { return work + wire; }
 };
 
-LayerCost layer_cost(const Layer& layer, const Codec& codec, const CodecSpeed& speed,
+// gathered: of Policy::Choice.
+LayerCost layer_cost(const Layer& layer, const Codec& codec, bool gathered, const CodecSpeed& speed,
                      const LinkModel& link, int ranks);
 
 // A bucket of the step: its layers, and when its gradients are there, in seconds before the last

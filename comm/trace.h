@@ -16,15 +16,9 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/trace_options.h"
 
 namespace thinwire {
-
-struct TraceOptions {
-  std::string file = {};                            // none: empty
-  int process = -1;                                 // rank in the job; below 0: in the group
-  int model = 0;                                    // tells apart the models of a process
-  std::size_t limit_bytes = std::size_t{64} << 20;  // written by one rank for one model
-};
 
 // In the order in which viewers show them.
 enum class TraceLane : std::uint8_t { kStep, kQueue, kThread, kWire };

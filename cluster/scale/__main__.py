@@ -182,7 +182,7 @@ prediction knows nothing of that:
 
 A ring crosses from switch to switch once, an alltoall with nearly all that it carries: so
 split-reduce and quantised exchanges lose most here. Where the two ways of a sparse codec are
-predicted within a tenth of each other, the allgather is the better one, and `Plan::choose_split`
+predicted within a tenth of each other, the allgather is the better one, and `Plan::choose_routes`
 keeps it.
 
 Megabytes that a rank sends, headers of the transport aside:

@@ -34,9 +34,8 @@ constexpr Kind topk(std::string_view spec, double density) {
 }
 
 // Values of 4 bits lose little beside what is not sent at all: those of 8 are worth their bytes
-// nowhere, and densities a third apart save more (docs/auto.md, "Bytes at the same error"). One bit
-// with a mean magnitude a block loses less than ||v|| of any v; with one scale for all it may lose
-// more.
+// nowhere, and densities a third apart save more (docs/layerwise.md). One bit with a mean magnitude
+// a block loses less than ||v|| of any v; with one scale for all it may lose more.
 constexpr std::array kKinds = {
     Kind{.spec = "bf16", .curve = Curve::kBF16},
     Kind{.spec = "q8", .curve = Curve::kQuantize, .parameter = 8},

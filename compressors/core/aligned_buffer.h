@@ -7,12 +7,21 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <utility>
 
 namespace thinwire {
 
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
+  ~AlignedBuffer() = default;
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
+    data_ = std::move(other.data_);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
   // Zeroed.
   explicit AlignedBuffer(std::size_t bytes) : AlignedBuffer(uninitialized(bytes)) {
     if (bytes > 0) std::memset(data_.get(), 0, bytes);

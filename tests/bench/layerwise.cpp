@@ -5,12 +5,12 @@
 //   layerwise_bench LAYERS VALUES REFERENCE SET...
 //
 // LAYERS: a text file, a line a layer: its name, then its extents. VALUES: all layers' values in
-// that order, fp32. SET: powersgd, topk (values as fp32), topk-q (as q8 or q4), all. To stdout, in
-// JSON Lines, a row for each set, grid and measure:
+// that order, fp32. SET: powersgd, topk (values as fp32), topk-q (as q4; grid fine: or q8), all. To
+// stdout, in JSON Lines, a row for each set, grid and measure:
 //
 //   grid      auto: the parameters that the policy auto knows. fine: many between and beyond.
 //   measure   norms: the total error is the sum of the layers' ||v - C(v)||, as in L-GreCo and in
-//             comm/auto_tuner. floor: the same, and like auto no layer converges slower than 0.7
+//             comm/plan_search. floor: the same, and like auto no layer converges slower than 0.7
 //             times as fast as under the uniform setting. squares: it is the sum of ||v - C(v)||^2.
 //   uniform   of the set's codecs the one that sends the fewest bytes as everyone's, losing no more
 //             than REFERENCE as everyone's. Layers that it would not make smaller go dense.
@@ -43,7 +43,7 @@
 namespace thinwire {
 namespace {
 
-constexpr double kLeastContraction = 0.7;  // as in comm/auto_tuner.cpp
+constexpr double kLeastContraction = 0.7;  // as in comm/plan_search.cpp
 constexpr double kRounding = 1e-9;         // of sums in another order
 
 struct Recorded {
@@ -95,7 +95,7 @@ Recording read(const std::string& layers_file, const std::string& values_file) {
     values.read(reinterpret_cast<char*>(one.v.data()), static_cast<std::streamsize>(bytes));
     if (!values) throw InvalidArgument(values_file + ": ends before " + one.layer.name);
     const Policy::Choice choice = policy.choose(one.layer);
-    if (!choice.automatic || choice.small) {
+    if (!choice.automatic || !choice.small.empty()) {
       recording.dense_bytes += bytes;
       continue;
     }
@@ -125,9 +125,12 @@ std::vector<std::string> specs_of(std::string_view set, bool fine) {
   const bool all = set == "all";
   std::vector<std::string> specs = {"none"};
   if (set == "topk") {
-    const std::vector<std::string> coarse = {"0.1", "0.03", "0.01", "0.003", "0.001", "0.0003"};
-    for (const std::string& density : fine ? fine_densities() : coarse) {
-      specs.push_back("topk:" + density);
+    if (fine) {
+      for (const std::string& density : fine_densities()) specs.push_back("topk:" + density);
+      return specs;
+    }
+    for (const std::string& spec : specs_of("topk-q", false)) {
+      if (spec != "none") specs.push_back(spec.substr(0, spec.find(',')));
     }
     return specs;
   }

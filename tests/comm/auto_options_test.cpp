@@ -92,7 +92,7 @@ TEST(AutoPolicy, GivesLayersToTheTuner) {
   EXPECT_EQ(policy.choose(head).automatic->at_least, "q8");
   EXPECT_EQ(policy.choose(embedding).automatic, nullptr);
   EXPECT_EQ(policy.choose(embedding).codec.spec, "q4");
-  EXPECT_TRUE(policy.choose(bias).small);
+  EXPECT_EQ(policy.choose(bias).small, "1 dimension");
   EXPECT_EQ(Policy::parse(policy.text()).text(), policy.text());
 }
 

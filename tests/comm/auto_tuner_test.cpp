@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/exchange.h"
 #include "comm/plan_search.h"
 #include "compressors/core/error.h"
 
@@ -89,13 +90,17 @@ class Job {
     return buckets;
   }
 
+  bool gathered(std::size_t layer, const Codec& codec) const {
+    return codec.payload && gathers(*codec.payload, layers_[layer].elements(), kRanks);
+  }
+
   StepCost cost_of(const Plan& plan) const {
     std::vector<LayerCost> costs;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Codec& codec = plan.choices[i].codec;
       CodecSpeed speed = speed_of(codec);
       if (!codec.is_none()) speed.encode *= slow_;
-      costs.push_back(layer_cost(layers_[i], codec, speed, link_, kRanks));
+      costs.push_back(layer_cost(layers_[i], codec, gathered(i, codec), speed, link_, kRanks));
     }
     return step_cost(buckets(), costs);
   }
@@ -132,7 +137,8 @@ class Job {
   void add_transfers(StepTimes& step, std::size_t layer, Clock::time_point& clock,
                      double wait) const {
     const Codec& codec = plan_.choices[layer].codec;
-    const LayerCost cost = layer_cost(layers_[layer], codec, speed_of(codec), link_, kRanks);
+    const LayerCost cost =
+        layer_cost(layers_[layer], codec, gathered(layer, codec), speed_of(codec), link_, kRanks);
     const auto add = [&](Verb verb, double sent) {
       const double seconds = link_[verb].seconds(sent) + wait;
       TransferTime transfer;

@@ -124,7 +124,8 @@ def show(console: Console) -> bool:
 
 def started_by_a_launcher() -> bool:
     """As one of several processes, by torchrun or what sets its variables."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    size = os.environ.get("WORLD_SIZE", "1")
+    return "RANK" in os.environ and (not size.isdigit() or int(size) > 1)
 
 
 def measure_links(console: Console) -> tuple[float, float]:
@@ -138,16 +139,15 @@ def measure_links(console: Console) -> tuple[float, float]:
 
     try:
         dist.init_process_group("gloo", timeout=_PATIENCE)
-        links = _link.measure()
+        links = _link.measure(lambda text: console.print(f"\n{text}"))
         if dist.get_rank() == 0:
-            console.print()
             for line in _link.describe(links):
                 console.print(line, markup=False, highlight=False)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise PeerLost(
             f"doctor: rank {os.environ['RANK']}: not all of {os.environ['WORLD_SIZE']} ranks can "
             f"be reached: {str(error).splitlines()[0]}\nhint: start the doctor on all hosts at "
-            "once; GLOO_SOCKET_IFNAME names the network interface"
+            "once, by torchrun --no-python; GLOO_SOCKET_IFNAME names the network interface"
         ) from error
     finally:
         if dist.is_initialized():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,19 +38,45 @@ class PairLink:
         )
 
 
-def measure() -> list[PairLink]:
-    """Of every pair in turn, over the default group; collective, the same on all ranks."""
-    rank, size = dist.get_rank(), dist.get_world_size()
+def measure(tell: Callable[[str], None]) -> list[PairLink]:
+    """Of one rank of each host with every other, or of all ranks where there is one host; over the
+    default group. Collective, the same on all ranks. tell: is told what is measured, on rank 0.
+    """
+    rank = dist.get_rank()
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    first_of = {host: hosts.index(host) for host in hosts}
+    measured = sorted(first_of.values()) if len(first_of) > 1 else list(range(len(hosts)))
+    rounds = _rounds(measured)
+    if rank == 0:
+        count = len(measured) * (len(measured) - 1) // 2
+        tell(f"measuring {count} links in {len(rounds)} rounds ...")
     mine = []
-    for pair in itertools.combinations(range(size), 2):
+    for pairs in rounds:
         dist.barrier()  # nobody else's messages are on the way
-        if rank in pair:
-            link = _measure_pair(pair)
-            if rank == pair[0]:
-                mine.append(link)
-    everybody: list[list[PairLink]] = [[] for _ in range(size)]
+        for pair in pairs:
+            if rank in pair:
+                link = _measure_pair(pair)
+                if rank == pair[0]:
+                    mine.append(link)
+    everybody: list[list[PairLink]] = [[] for _ in hosts]
     dist.all_gather_object(everybody, mine)
     return sorted(itertools.chain(*everybody), key=lambda link: link.ranks)
+
+
+def _rounds(ranks: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """All pairs, in rounds in which each rank has one partner at the most: the circle method of
+    tournaments."""
+    circle: list[int | None] = list(ranks)
+    if len(circle) % 2:
+        circle.append(None)  # who meets it has a rest
+    rounds = []
+    for _ in range(len(circle) - 1):
+        meetings = zip(circle[: len(circle) // 2], reversed(circle), strict=False)
+        known = [(a, b) for a, b in meetings if a is not None and b is not None]
+        rounds.append([(min(pair), max(pair)) for pair in known])
+        circle.insert(1, circle.pop())
+    return rounds
 
 
 def _measure_pair(pair: tuple[int, int]) -> PairLink:

@@ -193,7 +193,7 @@ def _arrays_of_checkpoint(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     return {
-        name: value.float().numpy()
+        name: value.detach().to_dense().float().numpy()
         for name, value in _load(path).items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }

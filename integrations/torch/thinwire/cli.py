@@ -322,6 +322,8 @@ def _doctor_command(
     from rich.console import Console
 
     from thinwire import _doctor
+    from thinwire._forecast import Situation, forecast, parse_time, verdict
+    from thinwire._model_file import read_layers
 
     console = Console()
     launched = _doctor.started_by_a_launcher()
@@ -332,27 +334,21 @@ def _doctor_command(
                 "hint: torchrun --no-python ... thinwire doctor --model MODEL on all of them, or "
                 "thinwire plan MODEL --rate 1gbit"
             )
+        layers = [] if model is None else read_layers(model)
+        seconds = parse_time("--step", step)
         first = os.environ.get("RANK", "0") == "0"
         good = _doctor.show(console) if first else True
         if launched:
             latency, rate = _doctor.measure_links(console)
             if model is not None and first:
-                _say_gain(model, latency, rate, step)
+                where = Situation(int(os.environ["WORLD_SIZE"]), rate, latency, seconds)
+                forecasts = forecast(layers, ["none", "bf16", "auto"], where)
+                print(f"{where.text()}: {verdict(forecasts, where)}")
     except Error as error:
         print(f"thinwire: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     if not good:
         raise typer.Exit(1)
-
-
-def _say_gain(model: str, latency: float, rate: float, step: str) -> None:
-    from thinwire import _forecast
-    from thinwire._model_file import read_layers
-
-    ranks = int(os.environ["WORLD_SIZE"])
-    where = _forecast.Situation(ranks, rate, latency, _forecast.parse_time("--step", step))
-    forecasts = _forecast.forecast(read_layers(model), ["none", "bf16", "auto"], where)
-    print(f"{where.text()}: {_forecast.verdict(forecasts, where)}")
 
 
 @app.command("lab", context_settings=_PASS_ON)

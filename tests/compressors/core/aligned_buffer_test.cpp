@@ -27,6 +27,7 @@ TEST(AlignedBuffer, MayBeEmptyAndMoves) {
   first.floats(2)[1] = 3;
   const AlignedBuffer second = std::move(first);
   EXPECT_EQ(second.floats(2)[1], 3);
+  EXPECT_TRUE(first.bytes().empty());  // NOLINT(bugprone-use-after-move)
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -113,6 +114,20 @@ def test_gradients_decide(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     done = thinwire("plan", str(model), "--gradients", str(file), "--policy", "auto,error=0.1")
     assert done.returncode == 0, done.stderr
     assert "of its norm" in " ".join(done.stdout.split())
+
+
+def test_gradients_may_be_parameters_or_sparse_but_not_infinite(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "g.pt"
+    torch.save({"0.weight": torch.nn.Parameter(torch.ones(512, 784))}, file)
+    assert read_gradients(str(file), LAYERS)["0.weight"].min() == 1
+    torch.save({"0.weight": torch.ones(512, 784).to_sparse()}, file)
+    assert read_gradients(str(file), LAYERS)["0.weight"].min() == 1
+    bad = torch.ones(512, 784)
+    bad[511, 783] = float("inf")
+    torch.save({"0.weight": bad}, file)
+    known = read_gradients(str(file), LAYERS)
+    with pytest.raises(InvalidArgument, match=r"layer '0\.weight' holds NaN or Inf"):
+        forecast(LAYERS, ["auto"], place("10mbit"), known)
 
 
 def test_gradients_of_safetensors(tmp_path: pathlib.Path) -> None:
@@ -228,6 +243,17 @@ def test_doctor_measures_the_links_of_a_job(model: pathlib.Path) -> None:
     alone = thinwire("doctor", "--model", str(model))
     assert alone.returncode == 2
     assert "torchrun" in alone.stderr
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_each_pair_meets_once_and_nobody_twice_at_a_time(count: int) -> None:
+    ranks = [3 * n for n in range(count)]
+    rounds = _link._rounds(ranks)
+    assert len(rounds) == count - 1 + count % 2
+    for pairs in rounds:
+        assert len({rank for pair in pairs for rank in pair}) == 2 * len(pairs)
+    met = sorted(pair for pairs in rounds for pair in pairs)
+    assert met == list(itertools.combinations(ranks, 2))
 
 
 def test_slow_links_are_named() -> None:

@@ -341,7 +341,8 @@ def _resume(record: dict[str, Any]) -> Resume:
 
 
 def _plan(record: dict[str, Any]) -> Plan:
-    decisions = [printable(line) for line in record.get("decisions") or [] if isinstance(line, str)]
+    lines = _list(record, "decisions") if "decisions" in record else []
+    decisions = [printable(line) for line in lines if isinstance(line, str)]
     return Plan(_count(record, "step"), _text(record, "policy"), _layer_table(record), decisions)
 
 

@@ -101,7 +101,7 @@ class Model:
             self.ranks = {
                 other: state
                 for other, state in self.ranks.items()
-                if state.began > before.latest and other < start.world_size
+                if state.began > before.latest and state.start.world_size == start.world_size
             }
         self.ranks[rank] = Rank(start, number, number, start.layers, start.policy)
 
