@@ -28,6 +28,8 @@ constexpr double kProbeDense = 2;           // times the present step
 constexpr double kNetworkChanged = 2;       // what bytes cost is this much more, or less,
 constexpr double kChangeMatters = 0.25;     // by this share of a step or more
 constexpr double kTelling = 0.03;           // of a step: what bytes must take to be told from noise
+constexpr double kTellingBytes = 0.1;       // of uncompressed gradients': what a trial's plans must
+                                            // differ by to tell what bytes take
 constexpr double kUnknownBytes = 4;         // times what is sent now: measure the network first
 constexpr std::uint64_t kLinkWindows = 20;  // that a measured network is good for
 constexpr std::uint64_t kLinkRest = 4;      // windows from one measurement to the next, at least
@@ -132,6 +134,7 @@ class AutoTuner::Impl {
       log("transfers take " + formatted("%.2g", transfers_off) +
           " times as long as expected: the network has changed");
       judge_.network_changed();
+      now_.unforeseen_per_byte = 0;
       solve_rest_ = 0;
       wants_link_ = true;
     }
@@ -139,8 +142,10 @@ class AutoTuner::Impl {
     // What was measured of a trial that the network has ended says nothing of the plan before it.
     const bool ended = judge_.current() != before;
     const PlanId tried = judge_.tried();
+    const PlanId untried = judge_.before();
     const Verdict verdict = ended ? Verdict::kNone : judge_.measured(window_.seconds);
     tell(verdict, tried);
+    if (verdict == Verdict::kKept || verdict == Verdict::kTakenBack) learn_bytes(untried, tried);
     if (verdict != Verdict::kTakenBack && !changed) consider();
     return finish(before);
   }
@@ -220,6 +225,18 @@ class AutoTuner::Impl {
       const double ratio = std::clamp(window_.work / work, 0.25, 4.0);
       now_.speed_scale = std::clamp(now_.speed_scale * (1 + ratio) / 2, 0.25, kMostScale);
     }
+  }
+
+  // What a trial took more than predicted.
+  void learn_bytes(const PlanId& before, const PlanId& tried) {
+    const Proposal from = search_.evaluate(before);
+    const Proposal to = search_.evaluate(tried);
+    const double sent = to.sent - from.sent;
+    const auto seconds = [&](const PlanId& id) { return judge_.seconds(id).value_or(0); };
+    if (std::abs(sent) < kTellingBytes * search_.evaluate(search_.dense()).sent) return;
+    const double off = seconds(tried) - seconds(before) - (to.seconds - from.seconds);
+    now_.unforeseen_per_byte = std::max(0.0, now_.unforeseen_per_byte + off / sent / 2);
+    search_.update(now_);
   }
 
   void forget_what_loses_too_much() {

@@ -25,6 +25,8 @@ class PlanJudge {
   bool on_trial() const { return trial_.has_value(); }
   // The plan on trial, which is current() every other window; without a trial current().
   const PlanId& tried() const { return trial_ ? trial_->tried : current_; }
+  // The plan from before the trial; without one current().
+  const PlanId& before() const { return trial_ ? trial_->before : current_; }
   // Mean seconds of a step under the plan on this network, where it was measured.
   std::optional<double> seconds(const PlanId& plan) const;
   // What two windows under one plan, one after the other, differ by: a share of a step.

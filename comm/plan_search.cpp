@@ -199,6 +199,7 @@ void PlanSearch::update_costs() {
       const bool gathered = payload != nullptr && gathers(*payload, layers_[i].elements(), ranks_);
       state.costs.push_back(
           layer_cost(layers_[i], option.codec, gathered, speed, now_.link, ranks_));
+      state.costs.back().wire += now_.unforeseen_per_byte * state.costs.back().sent;
     }
   }
 }

@@ -30,6 +30,9 @@ struct Circumstances {
   std::vector<BucketReady> buckets;
   double speed_scale = 1;  // times the seconds that codecs were measured to take
   double contention = 0;   // how much of the work makes the backward pass longer
+  // Seconds that a byte takes beyond what its transfer does: transports copy and sum on cores that
+  // the job wants, too.
+  double unforeseen_per_byte = 0;
 };
 
 struct Proposal {

@@ -70,6 +70,8 @@ class Job {
   void set_link(const LinkModel& link) { link_ = link; }
   void set_noise(double noise) { noise_ = noise; }
   void set_slow_codecs(double times) { slow_ = times; }
+  // What a byte takes of the job, though no transfer shows it.
+  void set_hidden_cost(double seconds_a_byte) { hidden_ = seconds_a_byte; }
   std::vector<std::vector<float>>& gradients() { return gradients_; }
 
   void run(int steps) {
@@ -78,7 +80,7 @@ class Job {
 
   double time_of(const Plan& plan) const {
     const StepCost cost = cost_of(plan);
-    return compute_ + cost.exposed;
+    return compute_ + cost.exposed + hidden_ * cost.sent;
   }
 
  private:
@@ -108,7 +110,7 @@ class Job {
   void run_step() {
     const StepCost cost = cost_of(plan_);
     const double jitter = 1 + noise_ * (std::uniform_real_distribution<>(-1, 1)(random_));
-    seconds_ = (compute_ + cost.exposed) * jitter;
+    seconds_ = (compute_ + cost.exposed + hidden_ * cost.sent) * jitter;
     sent_ = cost.sent;
     for (int rank = 0; rank < kRanks; ++rank) {
       AutoTuner& tuner = *tuners_[static_cast<std::size_t>(rank)];
@@ -198,6 +200,7 @@ class Job {
   const double compute_;
   double noise_ = 0.01;
   double slow_ = 1;
+  double hidden_ = 0;
   Plan plan_;
   std::vector<std::unique_ptr<AutoTuner>> tuners_;
   std::vector<std::vector<float>> gradients_;
@@ -255,6 +258,16 @@ TEST(AutoTuner, TakesBackWhatIsSlowerThanPredicted) {
   job.run(200);
   EXPECT_TRUE(all_dense(job.plan())) << testing::PrintToString(job.log());
   EXPECT_THAT(job.log(), Contains(testing::AnyOf(HasSubstr("takes back"), HasSubstr("keeps"))));
+}
+
+TEST(AutoTuner, LearnsWhatBytesTakeOfTheJob) {
+  Job job("auto", mlp(), link_of(2e10));
+  job.set_hidden_cost(1e-8);  // uncompressed: 40 ms
+  job.run(150);
+  EXPECT_LT(job.sent(), 1e6) << testing::PrintToString(job.log());
+  const int before = job.changes();
+  job.run(500);
+  EXPECT_LE(job.changes() - before, 12) << testing::PrintToString(job.log());
 }
 
 TEST(AutoTuner, FollowsANetworkThatChangesWithinTwentySteps) {
