@@ -5,13 +5,12 @@
 // ranks' reports together give the same decision on every rank. The rules, in order:
 //
 //   - A plan is the best that comm/plan_search.h finds by what is known.
-//   - Another plan than the present one is tried where it is predicted to save more than what
-//     windows differ by, and kept where its steps are measured to be faster; or where it loses a
-//     tenth less in the same time, and then it may be slower by no more than windows differ by.
-//     Else it is taken back (comm/plan_judge.h). A plan that exceeds the budget by now is left at
-//     once.
-//   - Uncompressed gradients are a plan as any other: tried once on each network where they are
-//     predicted within twice the present plan's step.
+//   - Another plan than the present one is tried where it is predicted to save more than noise, or
+//     to lose a tenth less in the same time; both take turns until it is clear whether it stays
+//     (comm/plan_judge.h). A plan that exceeds the budget by now is left at once.
+//   - Uncompressed gradients are a plan as any other: tried where they are predicted within twice
+//     the present plan's step.
+//   - What a trial takes more than predicted is booked on its bytes.
 //   - What transfers take now is what the network is taken for; one that has changed is measured
 //     anew, and what was learnt about plans on the old one is forgotten.
 //

@@ -8,6 +8,7 @@ namespace thinwire {
 namespace {
 
 constexpr double kLeastGain = 0.01;  // of a step, worth a trial
+constexpr double kMostLoss = 0.02;   // of a step, for less error
 constexpr int kMemory = 4;           // windows that a mean is over, about
 constexpr double kMostNoise = 0.2;
 constexpr int kTrialWindows = 8;  // of both plans, at the most
@@ -68,7 +69,8 @@ PlanJudge::Verdict PlanJudge::go_on_with_trial(double seconds) {
   (current_ == trial.tried ? trial.of_tried : trial.of_before).add(seconds);
   const double before = trial.of_before.mean();
   const double most =
-      before * (trial.reason == Reason::kBetter ? 1 + std::max(noise_ / 2, kLeastGain) : 1);
+      before *
+      (trial.reason == Reason::kBetter ? 1 + std::clamp(noise_ / 2, kLeastGain, kMostLoss) : 1);
   const double tried = trial.of_tried.mean();
   const int windows = trial.of_before.windows + trial.of_tried.windows;
   // Two standard errors of the difference, but for the noise being a mean of magnitudes.

@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "comm/reducer.h"
+#include "comm/trace.h"
 #include "compressors/core/error.h"
 #include "tests/comm/reducer_fixture.h"
 
