@@ -175,7 +175,10 @@ def test_help_and_version() -> None:
     assert "--rate" in thinwire("bench", "steps", "--help").stdout
     other = thinwire("bench", "stepps")
     assert other.returncode == 2
-    assert "codecs, curves, gradient, peers, fedzip, planner, optim, steps, table" in other.stderr
+    assert (
+        "codecs, curves, gradient, peers, fedzip, layerwise, planner, optim, steps, table"
+        in other.stderr
+    )
 
 
 def test_codecs_are_listed_as_on_their_page() -> None:
