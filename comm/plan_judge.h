@@ -43,7 +43,7 @@ class PlanJudge {
 
   enum class Reason : std::uint8_t {
     kFaster,  // predicted to be: tried where it saves more than the noise, kept if it saves any
-    kBetter,  // loses less in the same time: kept unless it is slower, but for half the noise or 2 %
+    kBetter,  // loses less in the same time: kept unless slower by half the noise, or by 2 %
     kProbe,   // to know how fast it is: as kFaster, whatever is predicted
   };
   // saves: seconds a step that the plan is predicted to take less than current(); where both were
