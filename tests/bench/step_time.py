@@ -254,9 +254,11 @@ class Measurement:
         pool.call("close", job=BOUND)
 
     def _pair(self, pool: WorkerPool, method: str, number: int) -> Pair:
-        """The first pair gives up to half of its timed steps to the warm-up; every other is bound
-        first or method first by turns."""
-        first = AUTO_WARM_STEPS if method.startswith("thinwire:auto") else FIRST_WARM_STEPS
+        """The first pair gives up to half of its timed steps to the warm-up, and more to that of
+        auto, unless methods are to train as many steps; every other is bound first or method first
+        by turns."""
+        settles = method.startswith("thinwire:auto") and not self._arguments.accuracy
+        first = AUTO_WARM_STEPS if settles else FIRST_WARM_STEPS
         extra = max(0, first - self._arguments.warm) if number == 0 else 0
         limits = {
             "steps": max((self._arguments.steps + 1) // 2, self._arguments.steps - extra),
