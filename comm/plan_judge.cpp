@@ -7,16 +7,18 @@
 namespace thinwire {
 namespace {
 
-constexpr double kLeastGain = 0.01;  // of a step, worth a trial
-constexpr double kMostLoss = 0.02;   // of a step, for less error
-constexpr int kMemory = 4;           // windows that a mean is over, about
+// Shares of a step.
+constexpr double kLeastGain = 0.01;  // worth a trial
+constexpr double kMostLoss = 0.02;   // for less error
 constexpr double kMostNoise = 0.2;
-constexpr int kTrialWindows = 8;  // of both plans, at the most
-constexpr std::uint64_t kFresh =
-    50;                            // windows that a measurement is believed; doubled by each trial
-constexpr int kMostDoublings = 6;  // that the plan lost
-constexpr std::uint64_t kFirstRest = 2;  // windows from one lost trial to the next
+// Windows.
+constexpr int kMemory = 4;            // that a mean is over, about
+constexpr int kTrialWindows = 8;      // of both plans, at the most
+constexpr std::uint64_t kFresh = 50;  // that a measurement is believed; doubled by each lost trial
+constexpr std::uint64_t kFirstRest = 2;  // from one lost trial to the next
 constexpr std::uint64_t kLongestRest = 64;
+
+constexpr int kMostDoublings = 6;
 
 }  // namespace
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from thinwire.errors import InvalidArgument
-from thinwire.report.run_log import Attempt, Counts, Layers, read
+from thinwire.report.run_log import Attempt, Counts, End, Layer, Layers, read
 
 MB = 1e6
 # Of a run's time; under it a rank's waiting is no news.
@@ -342,7 +342,14 @@ def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
         lines += attempt.layers
     if last.plans:  # other codecs, other norms and figures
         lines = [line for line in lines if line.step > last.plans[-1].step]
-    figures = last.end.figures if last.end else lines[-1].figures if lines else None
+    return layer_figures(last.layer_table, lines, last.end)
+
+
+def layer_figures(
+    table: Sequence[Layer], lines: Sequence[Layers], end: End | None
+) -> list[LayerFigures]:
+    """The table's layers with the latest figures of the lines ``layers`` and ``end`` about them."""
+    figures = end.figures if end else lines[-1].figures if lines else None
     return [
         LayerFigures(
             layer.name,
@@ -354,7 +361,7 @@ def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
             [line.step for line in lines],
             [line.residual_norm[i] for line in lines],
         )
-        for i, layer in enumerate(last.layer_table)
+        for i, layer in enumerate(table)
     ]
 
 

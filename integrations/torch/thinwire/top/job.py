@@ -21,7 +21,7 @@ from thinwire.report.run_log import (
     left_out,
     parse,
 )
-from thinwire.report.runs import MB, LayerFigures
+from thinwire.report.runs import MB, LayerFigures, layer_figures
 
 _WINDOW_SECONDS = 10.0
 """Rates are those of the last lines, so far back."""
@@ -167,22 +167,7 @@ class Model:
     def layers(self) -> list[LayerFigures]:
         """Of the rank that is shown; norms since its last plan."""
         rank = self.shown
-        figures = rank.norms[-1].figures if rank.norms else None
-        if rank.end is not None:
-            figures = rank.end.figures
-        return [
-            LayerFigures(
-                layer.name,
-                layer.elements,
-                layer.codec,
-                layer.reason,
-                layer.ratio if figures is None else figures.ratio[i],
-                layer.slot_bytes if figures is None else figures.slot_bytes[i],
-                [line.step for line in rank.norms],
-                [line.residual_norm[i] for line in rank.norms],
-            )
-            for i, layer in enumerate(rank.layers)
-        ]
+        return layer_figures(rank.layers, rank.norms, rank.end)
 
 
 class Job:
