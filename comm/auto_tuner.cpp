@@ -194,7 +194,8 @@ class AutoTuner::Impl {
   }
 
   // How many times as long as expected the transfers took, where it matters to the step. Few bytes
-  // take what scheduling makes of them, which says nothing of the network.
+  // take what scheduling makes of them, and a rank that waits for a core lets the others wait for
+  // its part of a transfer: both say nothing of the network.
   double learn_link() {
     ++link_windows_;
     double expected = 0;
@@ -208,7 +209,8 @@ class AutoTuner::Impl {
       bytes += cost.per_byte * kind.sent;
       took += window_.transfers[t];
     }
-    const bool matters = std::abs(took - expected) > kChangeMatters * window_.seconds;
+    const double busy = took > expected ? window_.waited : 0;
+    const bool matters = std::abs(took - expected) > kChangeMatters * window_.seconds + busy;
     if (bytes > kTelling * window_.seconds || matters) {
       for (std::size_t t = 0; t < window_.transfers.size(); ++t) {
         now_.link.observe(window_.kinds[t].verb, window_.kinds[t].sent, window_.transfers[t]);

@@ -132,8 +132,8 @@ void ReducerThread::observe(std::vector<TransferTime> transfers, Clock::time_poi
   step.sampling = std::exchange(sampling_seconds_, 0) + std::exchange(judging_seconds_, 0);
   step.transfers = std::move(transfers);
   const double ran = now[0] - scheduled_before_[0];
-  const double waited = now[1] - scheduled_before_[1];
-  if (ran + waited > 0) step.contention = waited / (ran + waited);
+  step.waited = now[1] - scheduled_before_[1];
+  if (ran + step.waited > 0) step.contention = step.waited / (ran + step.waited);
   for (const ActiveBucket& bucket : active_) {
     BucketReady& entry = step.buckets.emplace_back();
     entry.ready = seconds_between(active_.back().job.submitted, bucket.job.submitted);

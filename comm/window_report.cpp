@@ -12,7 +12,7 @@ namespace thinwire {
 namespace {
 
 // What a report holds before its lists.
-enum Head : std::size_t { kStructure, kSeconds, kWork, kContention, kSampling, kHeads };
+enum Head : std::size_t { kStructure, kSeconds, kWork, kWaited, kContention, kSampling, kHeads };
 
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 
@@ -118,6 +118,7 @@ std::vector<float> write_report(std::span<const StepTimes> steps, double samplin
   report[kStructure] = structure_value(any);
   report[kSeconds] = over_steps([](const StepTimes& s) { return s.seconds; });
   report[kWork] = over_steps([](const StepTimes& s) { return s.work; });
+  report[kWaited] = over_steps([](const StepTimes& s) { return s.waited; });
   report[kContention] = over_steps([](const StepTimes& s) { return s.contention; });
   report[kSampling] = static_cast<float>(sampling_seconds);
   for (std::size_t b = 0; b < any.buckets.size(); ++b) {
@@ -150,6 +151,7 @@ WindowDigest read_reports(std::span<const float> floats, int ranks,
   WindowDigest digest;
   digest.seconds = reports.most(kSeconds);
   digest.work = reports.most(kWork);
+  digest.waited = reports.most(kWaited);
   digest.contention = reports.most(kContention);
   digest.sampling = reports.most(kSampling);
   digest.buckets = any.buckets;

@@ -19,7 +19,8 @@ struct StepTimes {
   double seconds = 0;     // from the end of the one before
   double work = 0;        // encode and decode
   double sampling = 0;    // what judging gradients took since the one before
-  double contention = 0;  // share of its time that the rank's main thread waited for a core
+  double waited = 0;      // for a core, by the rank's main thread
+  double contention = 0;  // the share of that in what it ran or waited for a core
   std::vector<BucketReady> buckets = {};
   std::vector<TransferTime> transfers = {};
 
@@ -38,6 +39,7 @@ std::vector<float> write_report(std::span<const StepTimes> steps, double samplin
 struct WindowDigest {
   double seconds = 0;
   double work = 0;
+  double waited = 0;
   double contention = 0;
   double sampling = 0;               // of the whole window
   std::vector<BucketReady> buckets;  // of a usual step

@@ -22,6 +22,7 @@ namespace {
 using testing::AllOf;
 using testing::Contains;
 using testing::HasSubstr;
+using testing::Not;
 
 constexpr int kRanks = 4;
 
@@ -70,6 +71,8 @@ class Job {
   void set_link(const LinkModel& link) { link_ = link; }
   void set_noise(double noise) { noise_ = noise; }
   void set_slow_codecs(double times) { slow_ = times; }
+  // How long ranks wait for a core in each step, and others for their part of its last transfer.
+  void set_busy(double seconds) { busy_ = seconds; }
   // What a byte takes of the job, though no transfer shows it.
   void set_hidden_cost(double seconds_a_byte) { hidden_ = seconds_a_byte; }
   std::vector<std::vector<float>>& gradients() { return gradients_; }
@@ -110,7 +113,7 @@ class Job {
   void run_step() {
     const StepCost cost = cost_of(plan_);
     const double jitter = 1 + noise_ * (std::uniform_real_distribution<>(-1, 1)(random_));
-    seconds_ = (compute_ + cost.exposed + hidden_ * cost.sent) * jitter;
+    seconds_ = (compute_ + busy_ + cost.exposed + hidden_ * cost.sent) * jitter;
     sent_ = cost.sent;
     for (int rank = 0; rank < kRanks; ++rank) {
       AutoTuner& tuner = *tuners_[static_cast<std::size_t>(rank)];
@@ -123,7 +126,8 @@ class Job {
       StepTimes step{.seconds = seconds_ * (1 + 1e-3 * rank),
                      .work = cost.work,
                      .sampling = 0,
-                     .contention = 0,
+                     .waited = busy_,
+                     .contention = busy_ / (compute_ + busy_),
                      .buckets = buckets()};
       auto clock = Clock::time_point{} + std::chrono::seconds(1);
       for (const BucketReady& bucket : step.buckets) {
@@ -131,6 +135,8 @@ class Job {
           add_transfers(step, layer, clock, 1e-3 * (kRanks - 1 - rank));
         }
       }
+      step.transfers.back().finished +=
+          std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(busy_));
       tuner.end_step(step);
     }
     if (tuners_[0]->due()) tune();
@@ -200,6 +206,7 @@ class Job {
   const double compute_;
   double noise_ = 0.01;
   double slow_ = 1;
+  double busy_ = 0;
   double hidden_ = 0;
   Plan plan_;
   std::vector<std::unique_ptr<AutoTuner>> tuners_;
@@ -298,6 +305,15 @@ TEST(AutoTuner, SeesASlowerNetworkThroughManyTransfers) {
   job.set_link(link_of(1e8));
   job.run(10);
   EXPECT_THAT(job.log(), Contains(HasSubstr("the network has changed")));
+}
+
+TEST(AutoTuner, RanksThatWaitForCoresAreNoOtherNetwork) {
+  Job job("auto", mlp(), link_of(1e9));
+  job.run(40);
+  job.set_busy(0.2);
+  job.run(100);
+  EXPECT_THAT(job.log(), Not(Contains(HasSubstr("the network has changed"))));
+  EXPECT_FALSE(all_dense(job.plan()));
 }
 
 TEST(AutoTuner, SettlesDownInSpiteOfNoise) {

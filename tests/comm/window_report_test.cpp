@@ -21,6 +21,7 @@ StepTimes step_of(double seconds, int first, int second) {
   StepTimes step;
   step.seconds = seconds;
   step.work = seconds / 10;
+  step.waited = seconds / 5;
   step.buckets = {{.layers = {1}, .ready = -seconds / 2}, {.layers = {0}, .ready = 0}};
   auto clock = Clock::time_point{} + std::chrono::seconds(1);
   for (const int ms : {first, second}) {
@@ -53,6 +54,7 @@ TEST(WindowReport, TheSlowestRanksMedianCounts) {
   const WindowDigest digest = read_reports(reports_of({fast, slow, fast}), kRanks, fast, 0);
   EXPECT_DOUBLE_EQ(digest.seconds, 4);
   EXPECT_NEAR(digest.work, 0.4, 1e-6);
+  EXPECT_NEAR(digest.waited, 0.8, 1e-6);
   EXPECT_DOUBLE_EQ(digest.sampling, 0.25);
   ASSERT_EQ(digest.buckets.size(), 2U);
   EXPECT_EQ(digest.buckets[0].layers, std::vector<std::size_t>{1});

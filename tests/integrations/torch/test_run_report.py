@@ -129,6 +129,15 @@ def test_a_resumed_run_goes_on_where_its_state_was_saved(job: Any, runs_of: Any)
     assert run.layers[0].steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
+def test_an_ended_run_has_the_codecs_it_ended_with(job: Any, runs_of: Any) -> None:
+    """A plan on trial has no line `plan` when its turn comes again."""
+    written = job().train(4, falling)
+    written.native.figures["layers"][0] |= {"codec": "topk:0.01", "ratio": 99.0}
+    written.end()
+    (run,) = runs_of()
+    assert (run.layers[0].codec, run.layers[0].ratio) == ("topk:0.01", 99.0)
+
+
 @pytest.mark.parametrize("begins", ["q8", "q4"])
 def test_a_resumed_run_goes_on_by_the_policy_it_ended_with(
     job: Any, runs_of: Any, begins: str

@@ -129,6 +129,20 @@ def test_a_log_without_metrics(file: pathlib.Path, monkeypatch: pytest.MonkeyPat
     assert [d["text"] for d in figures["decisions"]][-1] == "auto: keeps it"
 
 
+def test_an_ended_job_shows_the_codecs_it_ended_with(
+    file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan on trial has no line `plan` when its turn comes again."""
+    writer = Writer(file, monkeypatch)
+    writer.log.plan("auto", ["auto: tries 1 x q8"])
+    writer.train(20)
+    writer.native.figures["layers"][0] |= {"codec": "topk:0.01", "ratio": 99.0}
+    writer.log.end()
+    layer = figures_of(file)["layers"][0]
+    assert (layer["codec"], layer["ratio"]) == ("topk:0.01", 99.0)
+    assert layer["residual"] is not None
+
+
 def test_older_logs(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fields that came later may be missing."""
     Writer(file, monkeypatch).train(3)

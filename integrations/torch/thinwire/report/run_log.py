@@ -100,7 +100,7 @@ class Layers:
 class End:
     counts: Counts
     work: Work
-    figures: LayerFigures
+    layers: list[Layer]
 
 
 @dataclass
@@ -130,7 +130,9 @@ class Attempt:
 
     @property
     def layer_table(self) -> list[Layer]:
-        """The latest."""
+        """The latest. Not every change of a plan on trial has a line ``plan``."""
+        if self.end is not None:
+            return self.end.layers
         return self.plans[-1].layers if self.plans else self.start.layers
 
     @property
@@ -166,7 +168,7 @@ class Attempt:
                     self.layers.pop()
                 self.layers.append(record)
             case End():
-                expected, got = len(self.start.layers), len(record.figures.ratio)
+                expected, got = len(self.start.layers), len(record.layers)
                 if got != expected:
                     raise ValueError(f"end: expected figures of {expected} layers, got {got}")
                 self.end = record
@@ -369,11 +371,7 @@ def _layers(record: dict[str, Any]) -> Layers:
 
 
 def _end(record: dict[str, Any]) -> End:
-    return End(
-        _counts(record),
-        _work(record),
-        _figures(_objects(record, "layers")),
-    )
+    return End(_counts(record), _work(record), _layer_table(record))
 
 
 Record = Start | Resume | Plan | Metrics | Layers | End

@@ -11,7 +11,7 @@ from statistics import mean, median
 from typing import Any
 
 from thinwire.errors import InvalidArgument
-from thinwire.report.run_log import Attempt, Counts, End, Layer, Layers, read
+from thinwire.report.run_log import Attempt, Counts, Layer, Layers, read
 
 MB = 1e6
 # Of a run's time; under it a rank's waiting is no news.
@@ -342,14 +342,15 @@ def _layers(attempts: list[Attempt]) -> list[LayerFigures]:
         lines += attempt.layers
     if last.plans:  # other codecs, other norms and figures
         lines = [line for line in lines if line.step > last.plans[-1].step]
-    return layer_figures(last.layer_table, lines, last.end)
+    return layer_figures(last.layer_table, lines, ended=last.end is not None)
 
 
 def layer_figures(
-    table: Sequence[Layer], lines: Sequence[Layers], end: End | None
+    table: Sequence[Layer], lines: Sequence[Layers], *, ended: bool
 ) -> list[LayerFigures]:
-    """The table's layers with the latest figures of the lines ``layers`` and ``end`` about them."""
-    figures = end.figures if end else lines[-1].figures if lines else None
+    """The table's layers with the latest figures: its own where it is that of the line ``end``,
+    else those of the last line ``layers`` about them."""
+    figures = lines[-1].figures if lines and not ended else None
     return [
         LayerFigures(
             layer.name,

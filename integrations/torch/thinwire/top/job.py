@@ -167,7 +167,7 @@ class Model:
     def layers(self) -> list[LayerFigures]:
         """Of the rank that is shown; norms since its last plan."""
         rank = self.shown
-        return layer_figures(rank.layers, rank.norms, rank.end)
+        return layer_figures(rank.layers, rank.norms, ended=rank.end is not None)
 
 
 class Job:
@@ -211,8 +211,8 @@ class Job:
                 _check_length("layers", rank, len(record.residual_norm))
                 rank.norms.append(record)
             case End():
-                _check_length("end", rank, len(record.figures.ratio))
-                rank.end = record
+                _check_length("end", rank, len(record.layers))
+                rank.end, rank.layers = record, record.layers
                 rank.add(Sample(record.counts, record.work))
         rank.latest = model.latest = self.lines
 
