@@ -209,14 +209,15 @@ class AutoTuner::Impl {
       bytes += cost.per_byte * kind.sent;
       took += window_.transfers[t];
     }
-    const double busy = took > expected ? window_.waited : 0;
-    const bool matters = std::abs(took - expected) > kChangeMatters * window_.seconds + busy;
+    const double wire = took > expected ? std::max(expected, took - window_.waited) : took;
+    const bool matters = std::abs(wire - expected) > kChangeMatters * window_.seconds;
     if (bytes > kTelling * window_.seconds || matters) {
       for (std::size_t t = 0; t < window_.transfers.size(); ++t) {
-        now_.link.observe(window_.kinds[t].verb, window_.kinds[t].sent, window_.transfers[t]);
+        now_.link.observe(window_.kinds[t].verb, window_.kinds[t].sent,
+                          wire / took * window_.transfers[t]);
       }
     }
-    return matters && expected > 0 ? took / expected : 1;
+    return matters && expected > 0 ? wire / expected : 1;
   }
 
   // Codecs are slower on a busy machine than where they were measured.
@@ -264,9 +265,10 @@ class AutoTuner::Impl {
     last_best_ = other.id;
     const auto saves = [&](const Proposal& p) { return now.seconds - p.seconds; };
     const auto numbers = [&](const Proposal& p) {
-      return ": predicted " + milliseconds(window_.seconds - saves(p)) + " a step, now " +
-             milliseconds(window_.seconds) + "; loses " +
-             formatted("%.3g", search_.budget() > 0 ? p.error / search_.budget() : 0) +
+      // No less than what follows the last gradient.
+      const double step = std::max(window_.seconds - saves(p), p.seconds);
+      return ": predicted " + milliseconds(step) + " a step, now " + milliseconds(window_.seconds) +
+             "; loses " + formatted("%.3g", search_.budget() > 0 ? p.error / search_.budget() : 0) +
              " of the budget, now " +
              formatted("%.3g", search_.budget() > 0 ? now.error / search_.budget() : 0);
     };

@@ -350,14 +350,27 @@ PlanId PlanSearch::id_of(const std::vector<std::string>& specs) const {
 }
 
 std::string PlanSearch::describe(const PlanId& id) const {
-  std::map<std::string, int> counts;
+  struct Group {
+    int layers = 0;
+    std::map<double, std::string> parameters = {};
+  };
+  std::map<std::pair<std::string, std::string>, Group> groups;  // by what stands around those
   const std::vector<std::size_t> options = options_by(id);
   for (const std::size_t i : automatic_) {
-    ++counts[states_[i].options[options[i]].codec.spec];
+    const Option& option = states_[i].options[options[i]];
+    const std::string& spec = option.codec.spec;
+    const std::size_t comma = std::min(spec.find(','), spec.size());
+    const std::size_t begin = std::min(spec.find(':'), comma - 1) + 1;
+    Group& group = groups[{spec.substr(0, begin), spec.substr(comma)}];
+    ++group.layers;
+    group.parameters.emplace(option.candidate.parameter, spec.substr(begin, comma - begin));
   }
   std::string text;
-  for (const auto& [spec, count] : counts) {
-    text += (text.empty() ? "" : ", ") + std::to_string(count) + " x " + spec;
+  for (const auto& [around, group] : groups) {
+    const std::string& least = group.parameters.begin()->second;
+    const std::string& most = group.parameters.rbegin()->second;
+    text += (text.empty() ? "" : ", ") + std::to_string(group.layers) + " x " + around.first +
+            least + (most == least ? "" : " to " + most) + around.second;
   }
   return text + " (" + formatted("%.3g MB", 1e-6 * evaluate(id).sent) + " a step)";
 }

@@ -77,7 +77,8 @@ class PlanSearch {
   Plan plan(const PlanId& id) const;
   // InvalidArgument, naming the layer, for a spec that cannot be chosen for it.
   PlanId id_of(const std::vector<std::string>& specs) const;
-  // "2 x topk:0.001,values=q4, 1 x none (0.21 MB a step)"; bytes are those that a rank sends.
+  // "1 x none, 4 x topk:0.001 to 0.01,values=q4 (0.21 MB a step)": how many layers go by codecs
+  // that differ in their main parameter alone; bytes are those that a rank sends.
   std::string describe(const PlanId& id) const;
 
  private:

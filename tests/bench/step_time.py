@@ -8,7 +8,8 @@ such pair gives one ratio, and the table shows their median and range. Data goes
 progress to stderr. Exit code: 0; 1 when a method failed, replicas differ, or a --limit is
 exceeded; 2 when nothing can be measured here.
 
-    --accuracy   plain DDP against topk:0.01,values=q8 on the MNIST MLP, if no others are named: 300
+    --accuracy [STEPS]
+                 plain DDP against topk:0.01,values=q8 on the MNIST MLP, if no others are named: 300
                  steps from 3 seeds, the timed ones being the training; prints what is reached, too
     --plot FILE  step time against link bandwidth, with the crossing of plain and compressed
     --from FILE  plots or prints what --json wrote earlier, without measuring
@@ -417,21 +418,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--segment-seconds", type=float, default=20.0, help="a segment may end earlier after this")
     add("--seeds", type=int, default=1)
     add("--loopback", action="store_true", help="plain processes instead of lab hosts")
-    add("--accuracy", action="store_true")
+    add("--accuracy", type=int, nargs="?", const=ACCURACY_STEPS, metavar="STEPS")
     add("--limit", action="append", type=Limit.parse, default=[], metavar="METHOD@LINK<=RATIO")
     add("--json", type=Path, metavar="FILE")
     add("--plot", type=Path, metavar="FILE")
     add("--from", type=Path, metavar="FILE", dest="source")
     arguments = parser.parse_args(argv)
-    if arguments.accuracy:
+    judged = arguments.accuracy is not None
+    if judged:
         arguments.seeds = ACCURACY_SEEDS
-        arguments.steps = ACCURACY_STEPS // arguments.rounds - arguments.warm
+        arguments.steps = arguments.accuracy // arguments.rounds - arguments.warm
         arguments.segment_seconds = 1e9
-        if arguments.steps < 1 or ACCURACY_STEPS % arguments.rounds:
-            parser.error(f"--accuracy: --rounds must divide {ACCURACY_STEPS} and leave timed steps")
-    arguments.methods = arguments.method or (ACCURACY_METHODS if arguments.accuracy else METHODS)
-    arguments.tasks = arguments.task or (["mnist"] if arguments.accuracy else list(USUAL_TASKS))
-    rates = ["1gbit"] if arguments.accuracy else ["1gbit", "100mbit"]
+        if arguments.steps < 1 or arguments.accuracy % arguments.rounds:
+            parser.error(
+                f"--accuracy: --rounds must divide {arguments.accuracy} and leave timed steps"
+            )
+    arguments.methods = arguments.method or (ACCURACY_METHODS if judged else METHODS)
+    arguments.tasks = arguments.task or (["mnist"] if judged else list(USUAL_TASKS))
+    rates = ["1gbit"] if judged else ["1gbit", "100mbit"]
     arguments.links = [LOOPBACK] if arguments.loopback else arguments.rate or rates
     try:
         for method in arguments.methods:
@@ -481,7 +485,7 @@ def main(argv: list[str]) -> int:
     for line in header_lines(head):
         say(stdout, line)
     stdout.print()
-    show(stdout, results, arguments.accuracy)
+    show(stdout, results, bool(arguments.accuracy))
     if arguments.json is not None:
         saved = {"header": head, "results": [result.as_json() for result in results]}
         arguments.json.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")

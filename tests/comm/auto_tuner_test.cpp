@@ -412,6 +412,16 @@ TEST(AutoTuner, SaysWhatItDecidesWithItsNumbers) {
   EXPECT_THAT(job.log()[0], AllOf(HasSubstr("auto: begins with"), HasSubstr("MB a step")));
 }
 
+TEST(AutoTuner, NamesCodecsThatDifferInTheirDensityTogether) {
+  std::vector<Layer> layers;
+  for (int i = 1; i <= 16; ++i) {
+    layers.push_back({.name = std::to_string(i), .shape = {64 * i, 256}, .dtype = DType::kF32});
+  }
+  Job job("auto,families=topk", layers, link_of(1e8));
+  job.run(10);
+  EXPECT_THAT(job.log()[0], testing::ContainsRegex("1[0-6] x topk:[0-9.e-]+ to [0-9.]+,values=q4"));
+}
+
 TEST(AutoTuner, OtherBucketsOnAnotherRankAreAnError) {
   const std::vector<Layer> layers = mlp();
   const Plan plan = Plan::make(Policy::parse("auto"), layers);

@@ -98,6 +98,7 @@ def test_a_perplexity_is_better_where_it_is_less():
         (["--limit", "none<=2"], "expected [TASK/]METHOD@LINK<=RATIO"),
         (["--limit", "none@1gbit<=x"], "is not a number"),
         (["--accuracy", "--rounds", "7"], "must divide 300"),
+        (["--accuracy", "0"], "leave timed steps"),
         (["--rounds", "0"], "1 or more"),
         (["--loopback", "--rate", "1gbit"], "--rate cannot be given"),
     ],
@@ -113,6 +114,8 @@ def test_accuracy_trains_exactly_the_stated_steps():
     arguments = step_time.parse(["--accuracy", "--rounds", "5"])
     assert arguments.rounds * (arguments.steps + arguments.warm) == 300
     assert arguments.seeds == 3
+    arguments = step_time.parse(["--accuracy", "600"])
+    assert arguments.rounds * (arguments.steps + arguments.warm) == 600
 
 
 def test_links_as_numbers_and_words():
