@@ -20,6 +20,11 @@ constexpr double kSplitShare = 1 / 1.1;
 // that it saves, or less, from 1 Gbit/s on (as ReducerOptions::ride_along_bytes).
 constexpr double kMostGatheredBytes = 65'536;
 
+// The part of gradients of so many bytes that a usual bucket holds.
+double share_of_bucket(double gradient_bytes) {
+  return std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
+}
+
 // A glob's stars would only add to the distance.
 std::string without_wildcards(std::string glob) {
   std::erase_if(glob, [](char c) { return c == '*' || c == '?'; });
@@ -171,7 +176,7 @@ void Plan::choose_routes(const std::vector<Layer>& layers, int world_size, const
       (codec->traits().sparse && choice.split_ranges == 0 ? allgathers : requantises) = true;
     }
   }
-  const double share = std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
+  const double share = share_of_bucket(gradient_bytes);
   const bool worth_it =
       !requantises && (allgathers || linear) && share * gathered_bytes <= kMostGatheredBytes;
   if (!worth_it) {
@@ -203,7 +208,7 @@ void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const 
     to_owners += static_cast<double>(codec.slot_bytes(n / choice.split_ranges)) *
                  choice.split_ranges / world_size;
   }
-  const double share = std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
+  const double share = share_of_bucket(gradient_bytes);
   const double header = kPayloadHeaderBytes;
   if (requantising_seconds(link, world_size, header + share * to_owners) >=
       kSplitShare * sparse_seconds(link, world_size, header + share * to_all)) {

@@ -14,7 +14,8 @@
 // Two rows a codec: one tensor of --elements (default 250 million of --dtype, fp32); and layers of
 // --layer (default 4,194,304) elements from a set larger than the caches, as a training step meets
 // them. sum: four bodies into one tensor; decode: one into a tensor of the gradient's dtype.
-// Medians, [least, most] over the rounds.
+// Medians, [least, most] over the rounds. With memory=bf16 or q8 encode reads the residual from
+// that and rounds it back.
 //
 // A linear codec's rows are matrices, from such a set too; "encode" is all that one rank computes
 // in a step: projections and absorbs, of the wire's mean its own projection.
@@ -42,6 +43,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -51,6 +53,7 @@
 #include <vector>
 
 #include "compressors/core/codec_support.h"
+#include "compressors/core/random.h"
 #include "compressors/core/simd.h"
 #include "compressors/core/spec.h"
 #include "compressors/core/spec_text.h"
@@ -199,8 +202,9 @@ struct Layer {
     gradients.fill({grad.data, n + kSteps * kStepElements, grad.dtype}, probed.floats(), seed);
     gradients.fill(probed.floats(), seed + 1);
     if (codec.options.error_feedback && !codec.payload->traits().lossless) {
-      memory = std::make_unique<Memory>(
-          n, MemoryOptions{.decay = codec.options.decay, .needs = codec.payload->memory_needs(n)});
+      memory = std::make_unique<Memory>(n, MemoryOptions{.storage = codec.options.storage,
+                                                         .decay = codec.options.decay,
+                                                         .needs = codec.payload->memory_needs(n)});
       memory->restore(probed.floats().first(static_cast<std::size_t>(n)));
     }
   }
@@ -261,6 +265,7 @@ class PayloadSet {
       : codec_(*codec.payload), workspace_(codec_.workspace_bytes(n)) {
     for (std::size_t i = 0; i < layers; ++i)
       layers_.emplace_back(codec, n, gradients, seed + 2 * i + 1);
+    if (last().memory) scratch_.emplace(last().memory->scratch_bytes());
     if (codec_.memory_needs(n).state == 0) return;
     for (int step = -kCarriedSteps; step < -1; ++step) encode(step);
   }
@@ -271,8 +276,10 @@ class PayloadSet {
     const Context ctx{.workspace = workspace_.bytes(), .step = static_cast<std::uint64_t>(round)};
     return over_all([&](Layer& layer) {
       const double s = seconds([&] {
+        if (layer.memory) layer.memory->unpack(scratch_->bytes());
         layer.bytes =
             codec_.encode(ctx, layer.grad_of(round), layer.memory.get(), layer.body).bytes;
+        if (layer.memory) layer.memory->pack(random_stream(0, ctx.step, 0));
       });
       if (layer.memory) layer.memory->commit();
       return s;
@@ -311,6 +318,7 @@ class PayloadSet {
 
   const PayloadCodec& codec_;
   Buffer workspace_;
+  std::optional<Buffer> scratch_;
   std::vector<Layer> layers_;
 };
 
