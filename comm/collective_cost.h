@@ -4,6 +4,8 @@
 // functions, thread-safe.
 #pragma once
 
+#include <algorithm>
+
 namespace thinwire {
 
 // The way from any rank to any other. A message of b bytes takes latency + b / bytes_per_second; a
@@ -15,6 +17,10 @@ struct Link {
 
 // Gradients that are reduced together by default in PyTorch's DDP, in bytes as they are in memory.
 inline constexpr double kUsualBucketBytes = 25.0 * 1024 * 1024;
+// The part of gradients of so many bytes that one holds.
+inline double share_of_usual_bucket(double gradient_bytes) {
+  return std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
+}
 
 // One message to the next of a ring, or to one partner after the other, P - 1 times.
 double allgather_seconds(const Link& link, int ranks, double bytes_a_rank);

@@ -4,6 +4,7 @@
 
 #include "comm/collective_cost.h"
 #include "comm/exchange.h"
+#include "comm/gather_choice.h"
 #include "comm/policy.h"
 #include "compressors/core/error.h"
 #include "compressors/core/payload.h"
@@ -16,14 +17,6 @@ constexpr std::size_t kNamesShown = 5;
 // Split-reduce must gain a tenth: its alltoall, which crosses a network with all that it carries,
 // suffers most from what a prediction does not know (docs/scale.md).
 constexpr double kSplitShare = 1 / 1.1;
-// Of a usual bucket, that a rank sends to all instead of to owners: the wire time of the latencies
-// that it saves, or less, from 1 Gbit/s on (as ReducerOptions::ride_along_bytes).
-constexpr double kMostGatheredBytes = 65'536;
-
-// The part of gradients of so many bytes that a usual bucket holds.
-double share_of_bucket(double gradient_bytes) {
-  return std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
-}
 
 // A glob's stars would only add to the distance.
 std::string without_wildcards(std::string glob) {
@@ -158,28 +151,12 @@ bool Plan::chooses() const {
 void Plan::choose_routes(const std::vector<Layer>& layers, int world_size, const Link& link,
                          int split_from_ranks) {
   choose_split(layers, world_size, link, split_from_ranks);
-  bool allgathers = false;
-  bool requantises = false;
-  bool linear = false;
-  double gradient_bytes = 0;
-  double gathered_bytes = 0;
+  GatherChoice gathered(world_size);
   for (std::size_t i = 0; i < choices.size(); ++i) {
-    Policy::Choice& choice = choices[i];
-    const PayloadCodec* codec = choice.codec.payload.get();
-    const std::int64_t n = layers[i].elements();
-    choice.gathered = codec != nullptr && gathers(*codec, n, world_size);
-    gradient_bytes += static_cast<double>(n) * sizeof(float);
-    linear = linear || choice.codec.linear;
-    if (choice.gathered) {
-      gathered_bytes += static_cast<double>(codec->slot_bytes(n)) * (world_size - 1);
-    } else if (codec != nullptr) {
-      (codec->traits().sparse && choice.split_ranges == 0 ? allgathers : requantises) = true;
-    }
+    choices[i].gathered =
+        gathered.add(choices[i].codec, layers[i].elements(), choices[i].split_ranges != 0);
   }
-  const double share = share_of_bucket(gradient_bytes);
-  const bool worth_it =
-      !requantises && (allgathers || linear) && share * gathered_bytes <= kMostGatheredBytes;
-  if (!worth_it) {
+  if (!gathered.worth_it()) {
     for (Policy::Choice& choice : choices) {
       choice.gathered = false;
     }
@@ -208,7 +185,7 @@ void Plan::choose_split(const std::vector<Layer>& layers, int world_size, const 
     to_owners += static_cast<double>(codec.slot_bytes(n / choice.split_ranges)) *
                  choice.split_ranges / world_size;
   }
-  const double share = share_of_bucket(gradient_bytes);
+  const double share = share_of_usual_bucket(gradient_bytes);
   const double header = kPayloadHeaderBytes;
   if (requantising_seconds(link, world_size, header + share * to_owners) >=
       kSplitShare * sparse_seconds(link, world_size, header + share * to_all)) {

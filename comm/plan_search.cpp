@@ -9,6 +9,7 @@
 
 #include "comm/exchange.h"
 #include "comm/formatted.h"
+#include "comm/gather_choice.h"
 #include "compressors/adaptive/gradient_sample.h"
 #include "compressors/adaptive/planner.h"
 #include "compressors/core/error.h"
@@ -189,17 +190,22 @@ void PlanSearch::update_costs() {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     LayerState& state = states_[i];
     state.costs.clear();
+    state.costs_by_owners.clear();
     for (const Option& option : state.options) {
       CodecSpeed speed = speeds_.at(option.codec.spec);
       speed.encode *= now_.speed_scale;
       speed.decode *= now_.speed_scale;
       speed.decode_more *= now_.speed_scale;
-      // As Plan::choose_routes() will have it, but where some other layer goes to owners.
       const PayloadCodec* payload = option.codec.payload.get();
-      const bool gathered = payload != nullptr && gathers(*payload, layers_[i].elements(), ranks_);
-      state.costs.push_back(
-          layer_cost(layers_[i], option.codec, gathered, speed, now_.link, ranks_));
-      state.costs.back().wire += now_.unforeseen_per_byte * state.costs.back().sent;
+      const bool gathers_it =
+          payload != nullptr && gathers(*payload, layers_[i].elements(), ranks_);
+      const auto cost = [&](bool gathered) {
+        LayerCost cost = layer_cost(layers_[i], option.codec, gathered, speed, now_.link, ranks_);
+        cost.wire += now_.unforeseen_per_byte * cost.sent;
+        return cost;
+      };
+      state.costs.push_back(cost(gathers_it));
+      state.costs_by_owners.push_back(gathers_it ? cost(false) : state.costs.back());
     }
   }
 }
@@ -211,17 +217,26 @@ std::vector<std::size_t> PlanSearch::options_by(const PlanId& id) const {
   return options;
 }
 
+std::vector<LayerCost> PlanSearch::costs_by(const std::vector<std::size_t>& options) const {
+  GatherChoice gathered(ranks_);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    gathered.add(states_[i].options[options[i]].codec, layers_[i].elements(), false);
+  }
+  std::vector<LayerCost> costs;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const LayerState& state = states_[i];
+    costs.push_back((gathered.worth_it() ? state.costs : state.costs_by_owners)[options[i]]);
+  }
+  return costs;
+}
+
 Proposal PlanSearch::evaluate(PlanId id) const {
   const std::vector<std::size_t> options = options_by(id);
-  std::vector<LayerCost> costs;
-  std::vector<LayerCost> wires;
+  const std::vector<LayerCost> costs = costs_by(options);
+  std::vector<LayerCost> wires = costs;
+  for (LayerCost& cost : wires) cost.work = 0;
   Proposal proposal;
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    costs.push_back(states_[i].costs[options[i]]);
-    wires.push_back(costs.back());
-    wires.back().work = 0;
-    if (states_[i].automatic) proposal.error += states_[i].errors[options[i]];
-  }
+  for (const std::size_t i : automatic_) proposal.error += states_[i].errors[options[i]];
   const StepCost step = step_cost(now_.buckets, costs);
   const StepCost wire = step_cost(now_.buckets, wires);
   // Where cores are short, work that overlaps the backward pass makes that longer.
@@ -241,6 +256,8 @@ Proposal PlanSearch::best_by(const Routes& routes, double slack) const {
   std::vector<std::vector<std::size_t>> which;  // option of each candidate
   std::vector<std::size_t> order;
   const double first = now_.buckets.empty() ? 0 : now_.buckets.front().ready;
+  const auto allows = [&](Route route) { return routes[static_cast<std::size_t>(route)]; };
+  const bool owners = allows(Route::kRequantising) && !allows(Route::kSparse);
   for (const BucketReady& bucket : now_.buckets) {
     std::array<double, kRoutes> fixed{};
     for (const std::size_t i : bucket.layers) {
@@ -249,7 +266,7 @@ Proposal PlanSearch::best_by(const Routes& routes, double slack) const {
       auto& candidates = problem.layers.emplace_back();
       auto& options = which.emplace_back();
       for (std::size_t o = 0; o < state.options.size(); ++o) {
-        const LayerCost& cost = state.costs[o];
+        const LayerCost& cost = (owners ? state.costs_by_owners : state.costs)[o];
         const auto route = static_cast<std::size_t>(cost.route);
         if (state.automatic && (!state.allowed[o] || !routes[route])) continue;
         candidates.push_back(
@@ -299,12 +316,12 @@ Proposal PlanSearch::best(double slack) const {
 
 double PlanSearch::codec_work(const PlanId& id) const {
   const std::vector<std::size_t> options = options_by(id);
+  const std::vector<LayerCost> costs = costs_by(options);
   double work = 0;
   double encoded = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const LayerState& state = states_[i];
-    work += state.costs[options[i]].work;
-    if (!state.options[options[i]].codec.is_none()) encoded += state.costs[options[i]].work;
+    work += costs[i].work;
+    if (!states_[i].options[options[i]].codec.is_none()) encoded += costs[i].work;
   }
   return encoded > work / 2 ? work : 0;
 }

@@ -94,8 +94,9 @@ class PlanSearch {
     std::optional<CandidateCodec> bound;
     ErrorCurves curves;
     bool known = false;
-    // One an option.
+    // One an option: where GatherChoice is for it, and where it is not.
     std::vector<LayerCost> costs;
+    std::vector<LayerCost> costs_by_owners;
     std::vector<double> errors;
     std::vector<bool> allowed;
     double budget = 0;  // the layer's part
@@ -108,6 +109,7 @@ class PlanSearch {
   void update_errors();
   void update_costs();
   std::vector<std::size_t> options_by(const PlanId& id) const;
+  std::vector<LayerCost> costs_by(const std::vector<std::size_t>& options) const;
   Proposal best_by(const Routes& routes, double slack) const;
 
   const std::vector<Layer>& layers_;

@@ -95,17 +95,21 @@ class Job {
     return buckets;
   }
 
-  bool gathered(std::size_t layer, const Codec& codec) const {
-    return codec.payload && gathers(*codec.payload, layers_[layer].elements(), kRanks);
+  // Without split-reduce, which plans are reckoned without.
+  Plan routed(Plan plan) const {
+    plan.choose_routes(layers_, kRanks, {}, kRanks + 1);
+    return plan;
   }
 
-  StepCost cost_of(const Plan& plan) const {
+  StepCost cost_of(const Plan& chosen) const {
+    const Plan plan = routed(chosen);
     std::vector<LayerCost> costs;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Codec& codec = plan.choices[i].codec;
       CodecSpeed speed = speed_of(codec);
       if (!codec.is_none()) speed.encode *= slow_;
-      costs.push_back(layer_cost(layers_[i], codec, gathered(i, codec), speed, link_, kRanks));
+      costs.push_back(
+          layer_cost(layers_[i], codec, plan.choices[i].gathered, speed, link_, kRanks));
     }
     return step_cost(buckets(), costs);
   }
@@ -145,8 +149,8 @@ class Job {
   void add_transfers(StepTimes& step, std::size_t layer, Clock::time_point& clock,
                      double wait) const {
     const Codec& codec = plan_.choices[layer].codec;
-    const LayerCost cost =
-        layer_cost(layers_[layer], codec, gathered(layer, codec), speed_of(codec), link_, kRanks);
+    const LayerCost cost = layer_cost(layers_[layer], codec, plan_.choices[layer].gathered,
+                                      speed_of(codec), link_, kRanks);
     const auto add = [&](Verb verb, double sent) {
       const double seconds = link_[verb].seconds(sent) + wait;
       TransferTime transfer;
@@ -189,7 +193,7 @@ class Job {
   }
 
   void adopt() {
-    plan_ = tuners_[0]->plan();
+    plan_ = routed(tuners_[0]->plan());
     for (auto& tuner : tuners_) {
       const Plan other = tuner->plan();
       for (std::size_t i = 0; i < layers_.size(); ++i) {

@@ -79,6 +79,12 @@ def freeze(recipe: Recipe) -> dict[str, Any]:
     return {"freeze_step": frozen_after(recipe), "variance_floor": VARIANCE_FLOOR}
 
 
+def steps_of_an_interval(recipe: Recipe) -> int:
+    """Until 0/1 Adam's doubles: whole ones of the longest, so that a run ends with an exchange."""
+    steps = int(recipe.steps * INTERVAL_SHARE)
+    return max(1, steps - steps % LONGEST_INTERVAL)
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -125,7 +131,7 @@ METHODS = {
             "ZeroOneAdam",
             lambda recipe: {
                 "var_freeze_step": frozen_after(recipe),
-                "local_step_scaler": max(1, int(recipe.steps * INTERVAL_SHARE)),
+                "local_step_scaler": steps_of_an_interval(recipe),
                 "local_step_clipper": LONGEST_INTERVAL,
                 "variance_floor": VARIANCE_FLOOR,
             },

@@ -16,7 +16,7 @@ import torch
 from examples.pytorch import minilm
 from tests.convergence import runs, table
 from tests.convergence.__main__ import main
-from tests.convergence.methods import METHODS, baseline_of, methods_of, settings_of
+from tests.convergence.methods import METHODS, ROWS, baseline_of, methods_of, settings_of
 from tests.convergence.runs import Choice, store, training_run, training_runs
 from tests.convergence.settings import RECIPES, rate_factor
 from tests.convergence.tasks import TASKS
@@ -210,3 +210,15 @@ def test_minilm_gives_the_published_vectors():
         vectors = torch.nn.functional.normalize(minilm.pretrained().eval()(tokens))
     near, far = float(vectors[0] @ vectors[1]), float(vectors[0] @ vectors[2])
     assert (near, far) == pytest.approx((NEAR, FAR), abs=1e-5)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if "zeroone-adam" in ROWS[task]])
+def test_zeroone_adam_ends_with_an_exchange(task: str) -> None:
+    """Its ranks' weights differ between two."""
+    settings = training_run(Choice(), task, "zeroone-adam", 1).settings
+    optimizer = settings["optimizer"]
+    step = frozen = optimizer["var_freeze_step"]
+    while step < settings["steps"]:
+        doublings = (step - frozen) // optimizer["local_step_scaler"]
+        step += min(2**doublings, optimizer["local_step_clipper"])
+    assert step == settings["steps"]
