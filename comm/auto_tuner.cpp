@@ -195,7 +195,8 @@ class AutoTuner::Impl {
 
   // How many times as long as expected the transfers took, where it matters to the step. Few bytes
   // take what scheduling makes of them, and a rank that waits for a core lets the others wait for
-  // its part of a transfer: both say nothing of the network.
+  // its part of a transfer: both say nothing of the network, which is therefore taken for what it
+  // was at its fastest where cores are short; what bytes take then beyond that, trials tell.
   double learn_link() {
     ++link_windows_;
     double expected = 0;

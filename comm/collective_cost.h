@@ -17,7 +17,7 @@ struct Link {
 
 // Gradients that are reduced together by default in PyTorch's DDP, in bytes as they are in memory.
 inline constexpr double kUsualBucketBytes = 25.0 * 1024 * 1024;
-// The part of gradients of so many bytes that one holds.
+// The part of so many bytes of gradients that such a bucket holds.
 inline double share_of_usual_bucket(double gradient_bytes) {
   return std::min(1.0, kUsualBucketBytes / std::max(gradient_bytes, 1.0));
 }

@@ -1,6 +1,7 @@
 // GatherChoice: whether a plan's layers that quantise few values (gathers() of comm/exchange.h) go
-// to all ranks, in one message with those that are gathered anyway, instead of to owners: where no
-// layer must go to owners, so that it saves transfers, and for few bytes. A sum over the layers.
+// to all ranks instead of to owners: in the message of layers that are allgathered, or alone where
+// the others are linear; not where some layer goes to owners anyway, which would add transfers, nor
+// for too many bytes together. A sum over the layers. One thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,9 @@ class GatherChoice {
  public:
   explicit GatherChoice(int ranks) : ranks_(ranks) {}
 
-  // A layer of n elements; split: its sparse bodies go to owners. True: it is one of those.
+  // A layer of n elements; split: its sparse bodies go to owners. True: gathers() holds for it.
   bool add(const Codec& codec, std::int64_t n, bool split);
+  // Of all that were added.
   bool worth_it() const;
 
  private:

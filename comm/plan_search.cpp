@@ -218,14 +218,15 @@ std::vector<std::size_t> PlanSearch::options_by(const PlanId& id) const {
 }
 
 std::vector<LayerCost> PlanSearch::costs_by(const std::vector<std::size_t>& options) const {
-  GatherChoice gathered(ranks_);
+  GatherChoice choice(ranks_);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    gathered.add(states_[i].options[options[i]].codec, layers_[i].elements(), false);
+    choice.add(states_[i].options[options[i]].codec, layers_[i].elements(), false);
   }
+  const bool gathered = choice.worth_it();
   std::vector<LayerCost> costs;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const LayerState& state = states_[i];
-    costs.push_back((gathered.worth_it() ? state.costs : state.costs_by_owners)[options[i]]);
+    costs.push_back((gathered ? state.costs : state.costs_by_owners)[options[i]]);
   }
   return costs;
 }
@@ -257,6 +258,7 @@ Proposal PlanSearch::best_by(const Routes& routes, double slack) const {
   std::vector<std::size_t> order;
   const double first = now_.buckets.empty() ? 0 : now_.buckets.front().ready;
   const auto allows = [&](Route route) { return routes[static_cast<std::size_t>(route)]; };
+  // By owners alone: what may be gathered goes to them, too.
   const bool owners = allows(Route::kRequantising) && !allows(Route::kSparse);
   for (const BucketReady& bucket : now_.buckets) {
     std::array<double, kRoutes> fixed{};

@@ -117,9 +117,7 @@ struct Plan {
   // buckets or steps, since memories are cut as the layers are. Those that may be split, all in one
   // way: by split-reduce where it is predicted to take a tenth less than an allgather in buckets of
   // 25 MiB of fp32 gradients (the default of PyTorch's DDP), and there are at least
-  // `split_from_ranks`. Those that gathers() holds for: with the layers that are allgathered, or
-  // alone where the others are linear, unless some layer goes to owners anyway, or they are too
-  // many bytes together.
+  // `split_from_ranks`. Those that gathers() holds for: as comm/gather_choice.h has it.
   void choose_routes(const std::vector<Layer>& layers, int world_size, const Link& link,
                      int split_from_ranks);
 

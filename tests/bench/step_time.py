@@ -9,8 +9,9 @@ progress to stderr. Exit code: 0; 1 when a method failed, replicas differ, or a 
 exceeded; 2 when nothing can be measured here.
 
     --accuracy [STEPS]
-                 plain DDP against topk:0.01,values=q8 on the MNIST MLP, if no others are named: 300
-                 steps from 3 seeds, the timed ones being the training; prints what is reached, too
+                 plain DDP against topk:0.01,values=q8 on the MNIST MLP, if no others are named:
+                 STEPS (300) steps from 3 seeds, the timed ones being the training; prints what is
+                 reached, too
     --plot FILE  step time against link bandwidth, with the crossing of plain and compressed
     --from FILE  plots or prints what --json wrote earlier, without measuring
 """
@@ -424,6 +425,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE")
     add("--from", type=Path, metavar="FILE", dest="source")
     arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        parser.error("--rounds takes 1 or more")
     judged = arguments.accuracy is not None
     if judged:
         arguments.seeds = ACCURACY_SEEDS
@@ -446,8 +449,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("the bound is measured anyway, beside every method")
     if arguments.loopback and arguments.rate:
         parser.error("--loopback has no link speed, so --rate cannot be given with it")
-    if arguments.hosts < 2 or arguments.rounds < 1 or arguments.steps < 1 or arguments.warm < 0:
-        parser.error("--hosts takes 2 or more, --rounds and --steps 1 or more, --warm 0 or more")
+    if arguments.hosts < 2 or arguments.steps < 1 or arguments.warm < 0:
+        parser.error("--hosts takes 2 or more, --steps 1 or more, --warm 0 or more")
     return arguments
 
 

@@ -2,17 +2,21 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
 namespace thinwire {
 namespace {
 
 constexpr int kRanks = 4;
+constexpr CodecSpeed kSpeed = {.encode = 1e-9, .decode = 2e-9, .decode_more = 3e-10};
 
 class PlanSearchTest : public testing::Test {
  protected:
   PlanSearchTest()
       : plan_(Plan::make(Policy::parse("auto"), layers_)),
         search_(layers_, plan_, kRanks,
-                std::vector<CodecSpeed>(PlanSearch::codecs(layers_, plan_).size())) {
+                std::vector<CodecSpeed>(PlanSearch::codecs(layers_, plan_).size(), kSpeed)) {
     for (VerbCost& verb : now_.link.verbs) verb = {.fixed = 1e-4, .per_byte = 1e-8};
     now_.buckets = {{.layers = {1, 0}, .ready = 0}};
     search_.update(now_);
@@ -27,7 +31,7 @@ class PlanSearchTest : public testing::Test {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Policy::Choice& choice = plan.choices[i];
       costs.push_back(
-          layer_cost(layers_[i], choice.codec, choice.gathered, CodecSpeed{}, now_.link, kRanks));
+          layer_cost(layers_[i], choice.codec, choice.gathered, kSpeed, now_.link, kRanks));
     }
     return step_cost(now_.buckets, costs);
   }
@@ -49,6 +53,18 @@ TEST_F(PlanSearchTest, EvaluatesTheRoutesThatThePlanWillTake) {
       EXPECT_DOUBLE_EQ(found.seconds, expected.exposed) << large << ", " << small;
     }
   }
+}
+
+// Gathered, the bias would take longer than uncompressed.
+TEST_F(PlanSearchTest, FindsASmallLayerThatGoesToOwnersWithALargeOne) {
+  const Plan plan = Plan::make(Policy::parse("auto,families=quantize,at_least=q8"), layers_);
+  PlanSearch search(layers_, plan, kRanks,
+                    std::vector<CodecSpeed>(PlanSearch::codecs(layers_, plan).size()));
+  now_.link[Verb::kAllreduce].per_byte = 1e-7;
+  now_.link[Verb::kAllgather].per_byte = 2.5e-7;
+  search.update(now_);
+  const std::vector<std::string> expected = {"q8", "q8"};
+  EXPECT_EQ(search.plan(search.best(0).id).specs(), expected);
 }
 
 }  // namespace

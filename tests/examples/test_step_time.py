@@ -100,6 +100,7 @@ def test_a_perplexity_is_better_where_it_is_less():
         (["--accuracy", "--rounds", "7"], "must divide 300"),
         (["--accuracy", "0"], "leave timed steps"),
         (["--rounds", "0"], "1 or more"),
+        (["--accuracy", "--rounds", "0"], "1 or more"),
         (["--loopback", "--rate", "1gbit"], "--rate cannot be given"),
     ],
 )
