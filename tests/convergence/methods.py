@@ -80,7 +80,7 @@ def freeze(recipe: Recipe) -> dict[str, Any]:
 
 
 def steps_of_an_interval(recipe: Recipe) -> int:
-    """Until 0/1 Adam's doubles: whole ones of the longest, so that a run ends with an exchange where
+    """Until 0/1 Adam's doubles: whole ones of the longest, so that a run ends with an exchange if
     the steps after the freeze are, too."""
     steps = int(recipe.steps * INTERVAL_SHARE)
     return max(1, steps - steps % LONGEST_INTERVAL)

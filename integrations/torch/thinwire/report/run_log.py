@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as the lines ``start``, ``plan`` and ``end`` give it; None for what older logs lack."""
+    """As the lines ``start``, ``plan`` and ``end`` give it; None for what older logs lack."""
 
     name: str
     elements: int
