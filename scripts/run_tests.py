@@ -1,6 +1,8 @@
 """scripts/run_tests.py PRESET [--pytest]: runs ctest in build/PRESET (and pytest), prints counts.
 
-The exit status is 0 only if something was run, nothing failed and nothing was skipped.
+Last come the failed tests, what each printed from its first failure on, and their names: a log of
+which only the end was kept tells them. The exit status is 0 only if something was run, nothing
+failed and nothing was skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHOWN_LINES = 30  # of what a failed test printed
+FAILURE_MARKS = ("Failure", "ERROR: ", "runtime error", "Error")  # of gtest, the sanitizers, Python
 
 
 @dataclasses.dataclass
@@ -25,6 +29,7 @@ class Counts:
     skipped: int = 0
     seconds: float = 0.0
     returncode: int = 0
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # test -> what it printed
 
     @property
     def good(self) -> bool:
@@ -35,6 +40,20 @@ class Counts:
         if self.returncode and not self.failed:
             text += f" (exit status {self.returncode})"
         return f"{text} in {self.seconds:.0f} s"
+
+
+def case_name(case: ElementTree.Element) -> str:
+    """A ctest test's name, or module::test of pytest."""
+    name, folder = case.get("name", "?"), case.get("classname", "")
+    return name if folder in ("", name) else f"{folder}::{name}"
+
+
+def from_first_failure(printed: str) -> str:
+    """The lines that tell what failed; the last ones where no line says so."""
+    lines = printed.strip().splitlines()
+    marked = (i for i, line in enumerate(lines) if any(mark in line for mark in FAILURE_MARKS))
+    first = next(marked, max(0, len(lines) - SHOWN_LINES))
+    return "\n".join(lines[first : first + SHOWN_LINES])
 
 
 def run(runner: str, command: list[str], report: pathlib.Path) -> Counts:
@@ -51,6 +70,7 @@ def run(runner: str, command: list[str], report: pathlib.Path) -> Counts:
         kinds = {child.tag for child in case}
         if kinds & {"failure", "error"} or case.get("status") == "fail":
             counts.failed += 1
+            counts.failures[case_name(case)] = "".join(case.itertext())
         elif "skipped" in kinds or case.get("status") in ("notrun", "disabled"):
             counts.skipped += 1
         else:
@@ -75,7 +95,13 @@ def main() -> int:
         results.append(run("pytest", pytest, report))
     print()
     for counts in results:
+        for name, printed in counts.failures.items():
+            print(f"{counts.runner}  {name}:")
+            print(from_first_failure(printed))
+    for counts in results:
         print(counts)
+        for name in counts.failures:
+            print(f"{counts.runner}  failed: {name}")
     return 0 if all(counts.good for counts in results) else 1
 
 
