@@ -62,17 +62,21 @@ class Exchange {
   std::barrier<> barrier_{kSize};
 };
 
+// The network changes until the plan did, too: on a busy machine that takes a few more steps.
 TEST(ReducerAuto, RanksHoldTheSameBitsInEveryStep) {
   Exchange<std::uint64_t> hashes;
   Exchange<std::vector<std::string>> plans;
+  Exchange<std::size_t> plan_counts;
   std::atomic<double> rate = kSlow;
   run_slow("auto", rate, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
     std::set<std::vector<std::string>> seen;
-    for (std::uint64_t step = 0; step < kSteps; ++step) {
-      if (rank == 0 && step == kSteps / 2) rate = kFast;
+    bool changed = false;
+    for (std::uint64_t step = 0; step < kSteps || (!changed && step < 20 * kSteps); ++step) {
+      if (rank == 0 && step % (kSteps / 2) == 0) rate = step % kSteps == 0 ? kSlow : kFast;
       gradients.fill(step, rank);
       reduce(reducer, gradients);
       seen.insert(reducer.plan()->specs());
+      changed = plan_counts.all(rank, seen.size())[0] > 1;
       const auto all = hashes.all(rank, gradients.hash());
       ASSERT_EQ(all[0], all[1]) << step;
       ASSERT_EQ(all[0], all[2]) << step;
@@ -81,7 +85,7 @@ TEST(ReducerAuto, RanksHoldTheSameBitsInEveryStep) {
     const auto all = plans.all(rank, reducer.plan()->specs());
     EXPECT_EQ(all[0], all[1]);
     EXPECT_EQ(all[0], all[2]);
-    EXPECT_GT(seen.size(), 1U) << "nothing was tried";
+    EXPECT_TRUE(changed) << "nothing was tried";
   });
 }
 
