@@ -18,7 +18,7 @@ using Reason = PlanJudge::Reason;
 using Verdict = PlanJudge::Verdict;
 
 constexpr int kWindow = 5;                  // steps; the first after a change counts for nothing
-constexpr double kSampleShare = 0.02;       // of a window's time, for the sampling of gradients
+constexpr double kSampleShare = 0.01;       // of a window's time, for the sampling of gradients
 constexpr double kReportShare = 0.01;       // of a window's time, for the reports' wire
 constexpr std::size_t kMostSampled = 16;    // layers a window
 constexpr double kSlack = 0.005;            // of a step: plans as fast

@@ -20,6 +20,9 @@ using std::chrono::milliseconds;
 // Tags of messages are below it, far more than can be in flight.
 constexpr int kUnusedTags = 1 << 20;
 
+// Blocks up to this size go over connections of their own, where there is room for them.
+constexpr std::size_t kSmallBlockBytes = 64 * 1024;
+
 at::Tensor bytes_tensor(std::span<const std::byte> bytes) {
   return at::from_blob(const_cast<std::byte*>(bytes.data()),
                        {static_cast<std::int64_t>(bytes.size())}, at::TensorOptions(at::kByte));
@@ -120,50 +123,68 @@ class C10dCommunicator::WorkTransfer final : public Transfer {
   std::function<void()> finish_;
 };
 
-// One message to and one from each peer, posted on the caller's thread: Gloo serves them on its
-// network thread alone, while its own collectives wake a worker for each step.
+// One message to and one from each peer, sent by the caller's thread: Gloo's own collectives wake a
+// worker for each step. Small blocks are received by that thread, too.
 class C10dCommunicator::MeshTransfer final : public Transfer {
  public:
   // Block p of `in` goes to rank p (all of `in`, where there is one block), block p of `out` comes
   // from it.
   MeshTransfer(C10dCommunicator& comm, const char* what, std::span<const std::byte> in,
                std::span<std::byte> out)
-      : comm_(comm), what_(what) {
-    const int size = comm.size();
-    const int rank = comm.rank();
-    const std::size_t block = out.size() / static_cast<std::size_t>(size);
-    if (block == 0) {
+      : comm_(comm), what_(what), out_(out), block_(out.size() / peers()) {
+    if (block_ == 0) {
       return;
     }
-    const bool one_block = in.size() == block;
-    const auto block_of = [block](auto bytes, int p) {
-      return bytes.subspan(static_cast<std::size_t>(p) * block, block);
-    };
+    const bool one_block = in.size() == block_;
     const auto outgoing = [&](int p) { return one_block ? in : block_of(in, p); };
-    const int tag = comm.next_tag();
-    works_.reserve(2 * static_cast<std::size_t>(size - 1));
-    // Receives first: a sender that finds one posted sends at once.
-    for (int i = 1; i < size; ++i) {
-      const int peer = (rank + size - i) % size;
-      std::vector<at::Tensor> tensors{bytes_tensor(block_of(out, peer))};
-      works_.push_back(comm.backend_->recv(tensors, peer, tag));
+    tag_ = comm.next_tag();
+    const bool small = comm.peers_ && block_ <= kSmallBlockBytes;
+    if (small) {
+      receipts_.assign(peers(), Receipt::kHere);
     }
-    for (int i = 1; i < size; ++i) {
-      const int peer = (rank + i) % size;
-      std::vector<at::Tensor> tensors{bytes_tensor(outgoing(peer))};
-      works_.push_back(comm.backend_->send(tensors, peer, tag));
+    // Receives first: a sender over Gloo that finds one posted sends at once.
+    for (int i = 1; i < comm.size(); ++i) {
+      const int peer = (comm.rank() + comm.size() - i) % comm.size();
+      if (small) {
+        comm.peers_->receive(peer, block_of(out, peer), receipts_[static_cast<std::size_t>(peer)]);
+      } else {
+        fetch(peer);
+      }
     }
-    std::memmove(block_of(out, rank).data(), outgoing(rank).data(), block);
+    for (int i = 1; i < comm.size(); ++i) {
+      const int peer = (comm.rank() + i) % comm.size();
+      if (!small || !comm.peers_->send(peer, outgoing(peer))) {
+        std::vector<at::Tensor> tensors{bytes_tensor(outgoing(peer))};
+        works_.push_back(comm.backend_->send(tensors, peer, tag_));
+      }
+    }
+    const auto own = outgoing(comm.rank());
+    std::memmove(block_of(out, comm.rank()).data(), own.data(), block_);
   }
 
   // Gloo cannot be asked whether a message has come without waiting for it.
-  bool done() override { return !error_.empty() || next_ == works_.size(); }
+  bool done() override {
+    if (!error_.empty()) {
+      return true;
+    }
+    if (comm_.peers_) {
+      comm_.peers_->poll();
+    }
+    return next_ == works_.size() && std::all_of(receipts_.begin(), receipts_.end(),
+                                                 [](Receipt r) { return r == Receipt::kHere; });
+  }
 
   void wait(Deadline deadline) override {
     if (!error_.empty()) {
       throw TransportError(error_);
     }
     try {
+      for (std::size_t peer = 0; peer < receipts_.size(); ++peer) {
+        comm_.peers_->wait(static_cast<int>(peer), receipts_[peer], deadline);
+        if (std::exchange(receipts_[peer], Receipt::kHere) == Receipt::kElsewhere) {
+          fetch(static_cast<int>(peer));
+        }
+      }
       for (; next_ < works_.size(); ++next_) {
         works_[next_]->wait(until(deadline));
       }
@@ -176,8 +197,26 @@ class C10dCommunicator::MeshTransfer final : public Transfer {
   }
 
  private:
+  using Receipt = PeerConnections::Receipt;
+
+  std::size_t peers() const { return static_cast<std::size_t>(comm_.size()); }
+  template <typename Bytes>
+  Bytes block_of(Bytes bytes, int peer) const {
+    return bytes.subspan(static_cast<std::size_t>(peer) * block_, block_);
+  }
+
+  // Receives that block over Gloo.
+  void fetch(int peer) {
+    std::vector<at::Tensor> tensors{bytes_tensor(block_of(out_, peer))};
+    works_.push_back(comm_.backend_->recv(tensors, peer, tag_));
+  }
+
   C10dCommunicator& comm_;
   const char* what_;
+  std::span<std::byte> out_;
+  std::size_t block_;
+  int tag_ = 0;
+  std::vector<Receipt> receipts_;
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
   std::size_t next_ = 0;
   std::string error_;
@@ -189,12 +228,42 @@ C10dCommunicator::C10dCommunicator(c10::intrusive_ptr<c10d::Backend> backend,
       store_(std::move(store)),
       options_(options),
       backend_name_(backend_->getBackendName()),
-      is_gloo_(backend_name_ == "gloo") {}
+      is_gloo_(backend_name_ == "gloo") {
+  if (is_gloo_ && size() > 1) {
+    connect_peers();
+  }
+}
 
 C10dCommunicator::~C10dCommunicator() {
   if (aborted_) {
     std::thread([backend = std::move(backend_)]() mutable { backend.reset(); }).detach();
   }
+}
+
+void C10dCommunicator::connect_peers() {
+  const Deadline deadline = Clock::now() + options_.connect_limit;
+  peers_ = std::make_unique<PeerConnections>(rank(), size(), default_peer_host());
+  std::vector<std::string> keys;
+  for (int peer = 0; peer < size(); ++peer) {
+    keys.push_back("address/" + std::to_string(peer));
+  }
+  const auto text = [](const std::vector<std::uint8_t>& bytes) {
+    return std::string(bytes.begin(), bytes.end());
+  };
+  std::vector<std::string> addresses;
+  try {
+    const std::string& own = peers_->address();
+    store_->set(keys[static_cast<std::size_t>(rank())],
+                std::vector<std::uint8_t>(own.begin(), own.end()));
+    store_->wait(keys, until(deadline));
+    for (const std::string& key : keys) {
+      addresses.push_back(text(store_->get(key)));
+    }
+  } catch (const std::exception& error) {
+    throw TransportError("rank " + std::to_string(rank()) +
+                         " did not learn its peers' addresses: " + error.what());
+  }
+  peers_->connect(addresses, deadline);
 }
 
 CommunicatorTraits C10dCommunicator::traits() const {
@@ -257,7 +326,7 @@ std::unique_ptr<Transfer> C10dCommunicator::sum_of_allgather(at::Tensor data) {
 std::unique_ptr<Transfer> C10dCommunicator::allgather(std::span<const std::byte> in,
                                                       std::span<std::byte> out) {
   check_blocks("allgather", in.size() * static_cast<std::size_t>(size()), out.size());
-  sent_bytes_ += allgather_wire_bytes(in.size(), size(), kGlooFraming);
+  sent_bytes_ += allgather_wire_bytes(in.size(), size(), framing(in.size()));
   return issue("allgather", [&]() -> std::unique_ptr<Transfer> {
     if (is_gloo_ || out.empty()) {
       return std::make_unique<MeshTransfer>(*this, "allgather", in, out);
@@ -272,8 +341,8 @@ std::unique_ptr<Transfer> C10dCommunicator::allgather(std::span<const std::byte>
 std::unique_ptr<Transfer> C10dCommunicator::alltoall(std::span<const std::byte> in,
                                                      std::span<std::byte> out) {
   check_blocks("alltoall", in.size(), out.size());
-  sent_bytes_ +=
-      alltoall_wire_bytes(in.size() / static_cast<std::size_t>(size()), size(), kGlooFraming);
+  const std::size_t block = in.size() / static_cast<std::size_t>(size());
+  sent_bytes_ += alltoall_wire_bytes(block, size(), framing(block));
   return issue("alltoall", [&]() -> std::unique_ptr<Transfer> {
     if (is_gloo_ || out.empty()) {
       return std::make_unique<MeshTransfer>(*this, "alltoall", in, out);
@@ -292,6 +361,11 @@ void C10dCommunicator::check_blocks(const char* what, std::size_t expected, std:
                           " ranks: expected an output of " + std::to_string(expected) +
                           " bytes in equal blocks, got " + std::to_string(got));
   }
+}
+
+// Blocks that are announced and then sent over Gloo, which is rare, are not told apart.
+const MessageFraming& C10dCommunicator::framing(std::size_t block) const {
+  return peers_ && block <= kSmallBlockBytes ? kPeerFraming : kGlooFraming;
 }
 
 int C10dCommunicator::next_tag() { return std::exchange(tag_, (tag_ + 1) % kUnusedTags); }
@@ -326,6 +400,9 @@ void C10dCommunicator::abort() noexcept {
   try {
     backend_->abort();
   } catch (...) {
+  }
+  if (peers_) {
+    peers_->abort();
   }
   if (is_gloo_) {
     // Gloo has no abort, but a receive that times out closes all connections of its context, and

@@ -35,8 +35,9 @@ std::shared_ptr<GradientReducer> make_reducer(c10::intrusive_ptr<c10d::Backend> 
   for (std::size_t i = 0; i < names.size(); ++i) {
     layers.push_back({names[i], parameters[i].sizes().vec(), dtype_of(parameters[i])});
   }
-  auto comm = std::make_unique<C10dCommunicator>(std::move(backend), std::move(store),
-                                                 C10dOptions{.store_host = store_host});
+  auto comm = std::make_unique<C10dCommunicator>(
+      std::move(backend), std::move(store),
+      C10dOptions{.store_host = store_host, .connect_limit = milliseconds(deadline_seconds)});
   ReducerOptions options;
   options.deadline = milliseconds(deadline_seconds);
   options.roll_call_grace = milliseconds(grace_seconds);
