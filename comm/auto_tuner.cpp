@@ -158,6 +158,7 @@ class AutoTuner::Impl {
     wants_link_ = false;
     now_.link = link;
     link_windows_ = 0;
+    bytes_doubted_ = false;
     search_.update(now_);
     consider();
     return finish(before);
@@ -196,12 +197,15 @@ class AutoTuner::Impl {
   // How many times as long as expected the transfers took, where it matters to the step. Few bytes
   // take what scheduling makes of them, and a rank that waits for a core lets the others wait for
   // its part of a transfer: both say nothing of the network, which is therefore taken for what it
-  // was at its fastest where cores are short; what bytes take then beyond that, trials tell.
+  // was at its fastest where cores are short; what bytes take then beyond that, trials tell. So
+  // that there is one even where the network was taken for too fast, many bytes are once held for
+  // the cause of all that waiting.
   double learn_link() {
     ++link_windows_;
     double expected = 0;
     double bytes = 0;  // the part of it that they take
     double took = 0;
+    double sent = 0;
     for (std::size_t t = 0; t < window_.transfers.size(); ++t) {
       if (!std::isfinite(window_.transfers[t])) continue;
       const TransferTime& kind = window_.kinds[t];
@@ -209,6 +213,7 @@ class AutoTuner::Impl {
       expected += cost.seconds(kind.sent);
       bytes += cost.per_byte * kind.sent;
       took += window_.transfers[t];
+      sent += kind.sent;
     }
     const double wire = took > expected ? std::max(expected, took - window_.waited) : took;
     const bool matters = std::abs(wire - expected) > kChangeMatters * window_.seconds;
@@ -217,6 +222,12 @@ class AutoTuner::Impl {
         now_.link.observe(window_.kinds[t].verb, window_.kinds[t].sent,
                           wire / took * window_.transfers[t]);
       }
+    }
+    const double waiting = took - wire;
+    if (!bytes_doubted_ && waiting > kChangeMatters * window_.seconds &&
+        sent > kTellingBytes * search_.evaluate(search_.dense()).sent) {
+      bytes_doubted_ = true;
+      now_.unforeseen_per_byte += waiting / sent;
     }
     return matters && expected > 0 ? wire / expected : 1;
   }
@@ -359,6 +370,7 @@ class AutoTuner::Impl {
   WindowDigest window_;  // the last one
   std::uint64_t windows_ = 0;
   std::uint64_t link_windows_ = 0;
+  bool bytes_doubted_ = false;  // since the network was measured
   bool wants_link_ = false;
   std::size_t next_sampled_ = 0;
   double sample_cost_ = 0;        // seconds a layer

@@ -19,8 +19,11 @@ constexpr double kEnough = 0.02;  // seconds of a transfer that say what a byte 
 constexpr std::size_t kFewBytes = 64;
 constexpr int kRepeats = 5;
 constexpr std::size_t kFirstBytes = 4096;
-constexpr std::size_t kMostBytes = std::size_t{1} << 22;
+constexpr std::size_t kMostBytes = std::size_t{1} << 24;
+constexpr std::size_t kMostGathered = std::size_t{1} << 26;  // of all ranks
 constexpr std::size_t kGrowth = 8;
+constexpr std::size_t kTellingBytes = std::size_t{1} << 21;
+constexpr double kTelling = 3;  // times what a transfer of few bytes takes, in which noise is lost
 // What a clock and a scheduler can tell: no verb costs less.
 constexpr double kLeastFixed = 1e-6;
 constexpr double kLeastPerByte = 1e-12;
@@ -42,11 +45,13 @@ class Prober {
       few = std::min(few, seconds(verb, kFewBytes));
     }
     VerbCost cost{.fixed = std::max(few, kLeastFixed), .per_byte = kLeastPerByte};
+    const auto ranks = static_cast<std::size_t>(comm_.size());
     for (std::size_t bytes = kFirstBytes; bytes <= kMostBytes; bytes *= kGrowth) {
+      if (verb == Verb::kAllgather && bytes * ranks > kMostGathered) break;
       const double took = std::min(seconds(verb, bytes), seconds(verb, bytes));
       const double sent = sent_payload(verb, bytes, comm_.size());
       cost.per_byte = std::max((took - cost.fixed) / sent, kLeastPerByte);
-      if (took > kEnough) break;
+      if (took > kEnough || (bytes >= kTellingBytes && took > kTelling * cost.fixed)) break;
     }
     return cost;
   }

@@ -323,6 +323,21 @@ TEST(AutoTuner, RanksThatWaitForCoresAreNoOtherNetwork) {
   EXPECT_FALSE(all_dense(job.plan()));
 }
 
+// What the transfers take more is explained by the wait for cores, and yet it is the bytes.
+TEST(AutoTuner, ANetworkTakenForTooFastIsFoundOutWhereCoresAreShort) {
+  const LinkModel network = link_of(5e8);
+  LinkModel measured = network;
+  measured[Verb::kAllreduce].per_byte = 1e-12;
+  Job job("auto", mlp(), measured);
+  job.set_link(network);
+  job.set_busy(0.1);
+  job.run(1);
+  ASSERT_TRUE(all_dense(job.plan()));
+  job.run(60);
+  EXPECT_FALSE(all_dense(job.plan())) << job.log().back();
+  EXPECT_LT(job.seconds(), 0.2);  // uncompressed: 0.23 s
+}
+
 TEST(AutoTuner, SettlesDownInSpiteOfNoise) {
   Job job("auto", mlp(), link_of(1e8));
   job.set_noise(0.1);
