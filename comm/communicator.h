@@ -1,6 +1,7 @@
 // Communicator: the verbs a transport offers to the collectives. One object is one private group
 // of P ranks; the group's members call the verbs in the same order. Verbs start a transfer and
-// return at once; the memory stays the caller's and must outlive the transfer. One thread at a
+// return at once; the memory stays the caller's and must outlive the transfer. All ranks wait for
+// their transfers in the same order: one may move on only while its receiver waits. One thread at a
 // time per Communicator, except abort(), which any thread may call.
 #pragma once
 

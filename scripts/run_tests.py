@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ import xml.etree.ElementTree as ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHOWN_LINES = 30  # of what a failed test printed
-FAILURE_MARKS = ("Failure", "ERROR: ", "runtime error", "Error")  # of gtest, the sanitizers, Python
+FAILURE = re.compile(  # as gtest, the sanitizers and Python say it
+    r": Failure$|ERROR: |WARNING: ThreadSanitizer|runtime error: |^E  |^\w*Error\b"
+)
 
 
 @dataclasses.dataclass
@@ -51,7 +54,7 @@ def case_name(case: ElementTree.Element) -> str:
 def from_first_failure(printed: str) -> str:
     """The lines that tell what failed; the last ones where no line says so."""
     lines = printed.strip().splitlines()
-    marked = (i for i, line in enumerate(lines) if any(mark in line for mark in FAILURE_MARKS))
+    marked = (i for i, line in enumerate(lines) if FAILURE.search(line))
     first = next(marked, max(0, len(lines) - SHOWN_LINES))
     return "\n".join(lines[first : first + SHOWN_LINES])
 

@@ -1,5 +1,6 @@
 #include "comm/asio/peer_connections.h"
 
+#include <fcntl.h>
 #include <ifaddrs.h>
 #include <linux/sockios.h>
 #include <poll.h>
@@ -15,12 +16,14 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/write.hpp>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <random>
 #include <sstream>
 #include <system_error>
+#include <utility>
+
+#include "compressors/core/environment.h"
 
 namespace thinwire {
 namespace {
@@ -29,7 +32,7 @@ namespace asio = boost::asio;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-constexpr int kSendBufferBytes = 256 * 1024;
+constexpr int kSendBufferBytes = 1 << 20;
 constexpr std::size_t kReadBytes = 64 * 1024;
 constexpr std::chrono::seconds kHelloLimit{10};
 constexpr const char* kShut = "the connections were shut";
@@ -98,12 +101,15 @@ bool happens(int handle, short events, Deadline deadline) {
   }
 }
 
+void close_on_exec(int handle) { ::fcntl(handle, F_SETFD, FD_CLOEXEC); }
+
 // An empty text where it connected.
 std::string connect_before(tcp::socket& socket, const tcp::endpoint& to, Deadline deadline) {
   error_code error;
   socket.open(to.protocol(), error);
   if (!error) socket.native_non_blocking(true, error);
   if (error) return error.message();
+  close_on_exec(socket.native_handle());
   if (::connect(socket.native_handle(), to.data(), static_cast<socklen_t>(to.size())) == 0) {
     return "";
   }
@@ -153,9 +159,8 @@ std::string address_of_interface(const std::string& name) {
 }  // namespace
 
 std::string default_peer_host() {
-  if (const char* names = std::getenv("GLOO_SOCKET_IFNAME"); names != nullptr && *names != '\0') {
-    const std::string all = names;
-    return address_of_interface(all.substr(0, all.find(',')));
+  if (const auto names = environment_gloo_interfaces()) {
+    return address_of_interface(names->substr(0, names->find(',')));
   }
   asio::io_context io;
   error_code error;
@@ -169,24 +174,30 @@ std::string default_peer_host() {
   return asio::ip::address_v4::loopback().to_string();
 }
 
-class PeerConnections::Connections {
+class PeerConnections::Impl {
  public:
-  Connections(int rank, int size, const std::string& host);
+  Impl(int rank, int size, const std::string& host, std::size_t room_bytes);
 
   const std::string& address() const { return address_; }
   void connect(const std::vector<std::string>& addresses, Deadline deadline);
   bool send(int rank, std::span<const std::byte> block);
-  void receive(int rank, std::span<std::byte> block, Receipt& receipt);
+  void receive(int rank, std::span<std::byte> block, Receipt& receipt,
+               std::function<void()> elsewhere);
   // Reads from those peers that blocks are expected of, once one has sent something or `until` is
   // there.
   void progress(Deadline until);
-  void wait(int rank, const Receipt& receipt, Deadline deadline);
+  // Until `done`.
+  template <typename Done>
+  void progress_until(Done done, Deadline deadline);
+  bool flushed() const;
+  bool failed(int rank) const { return !peers_[static_cast<std::size_t>(rank)].error.empty(); }
   void abort() noexcept;
 
  private:
   struct Expected {
     std::span<std::byte> block;
     Receipt* receipt;
+    std::function<void()> elsewhere;
     std::uint32_t number;
   };
   struct Peer {
@@ -210,16 +221,18 @@ class PeerConnections::Connections {
   void accept_one(Deadline deadline);
   bool is_expected(const Hello& hello) const;
   std::string ranks_missing() const;
-  static void prepare(Peer& peer);
-  void write(Peer& to, std::span<const std::byte> header, std::span<const std::byte> block);
-  static void flush(Peer& to);
+  void prepare(Peer& peer) const;
+  void write(int rank, std::span<const std::byte> header, std::span<const std::byte> block);
+  void write_unsent(int rank);
   void read(int rank);
   // From the inbox to the blocks that are expected.
   void take(int rank);
   bool take_header(int rank, std::span<const std::byte> bytes, bool& announced);
-  static void fail(Peer& peer, const std::string& error);
+  void fail(int rank, const std::string& error);
+  void fail_closed(int rank, const error_code& error);
 
   int rank_;
+  std::size_t room_bytes_;
   std::string word_;
   std::string address_;
   asio::io_context io_;
@@ -232,12 +245,17 @@ class PeerConnections::Connections {
   std::atomic<bool> aborted_{false};
 };
 
-PeerConnections::Connections::Connections(int rank, int size, const std::string& host)
-    : rank_(rank), word_(random_word()), acceptor_(io_), buffer_(kReadBytes) {
+PeerConnections::Impl::Impl(int rank, int size, const std::string& host, std::size_t room_bytes)
+    : rank_(rank),
+      room_bytes_(room_bytes),
+      word_(random_word()),
+      acceptor_(io_),
+      buffer_(kReadBytes) {
   for (int peer = 0; peer < size; ++peer) peers_.emplace_back(io_);
   try {
     const tcp::endpoint any_port(asio::ip::make_address(host), 0);
     acceptor_.open(any_port.protocol());
+    close_on_exec(acceptor_.native_handle());
     acceptor_.bind(any_port);
     acceptor_.listen(std::max(size, 16));
     acceptor_.non_blocking(true);
@@ -248,8 +266,7 @@ PeerConnections::Connections::Connections(int rank, int size, const std::string&
   }
 }
 
-void PeerConnections::Connections::connect(const std::vector<std::string>& addresses,
-                                           Deadline deadline) {
+void PeerConnections::Impl::connect(const std::vector<std::string>& addresses, Deadline deadline) {
   if (addresses.size() != peers_.size()) {
     throw InvalidArgument("expected the addresses of " + std::to_string(peers_.size()) +
                           " ranks, got " + std::to_string(addresses.size()));
@@ -266,7 +283,7 @@ void PeerConnections::Connections::connect(const std::vector<std::string>& addre
   }
 }
 
-void PeerConnections::Connections::connect_to(int rank, const Address& to, Deadline deadline) {
+void PeerConnections::Impl::connect_to(int rank, const Address& to, Deadline deadline) {
   tcp::socket& socket = peer(rank).socket;
   std::string error = connect_before(socket, to.endpoint, deadline);
   if (error.empty()) {
@@ -285,16 +302,22 @@ void PeerConnections::Connections::connect_to(int rank, const Address& to, Deadl
   prepare(peer(rank));
 }
 
-void PeerConnections::Connections::accept_one(Deadline deadline) {
+void PeerConnections::Impl::accept_one(Deadline deadline) {
   for (;;) {
-    if (!happens(acceptor_.native_handle(), POLLIN, deadline)) {
-      throw TransportError("rank " + std::to_string(rank_) + " waited in vain for rank " +
-                           ranks_missing() + " to connect" + kInterfaceHint);
+    if (Clock::now() >= deadline || !happens(acceptor_.native_handle(), POLLIN, deadline)) {
+      throw TransportError("rank " + std::to_string(rank_) +
+                           " waited in vain for the connection of rank " + ranks_missing() +
+                           kInterfaceHint);
     }
     error_code error;
     tcp::socket socket(io_);
     acceptor_.accept(socket, error);
-    if (error) continue;
+    if (error == asio::error::would_block || error == asio::error::connection_aborted) continue;
+    if (error) {
+      throw TransportError("rank " + std::to_string(rank_) +
+                           " cannot accept connections: " + error.message());
+    }
+    close_on_exec(socket.native_handle());
     socket.non_blocking(true);
     Hello hello{};
     std::size_t got = 0;
@@ -312,13 +335,13 @@ void PeerConnections::Connections::accept_one(Deadline deadline) {
   }
 }
 
-bool PeerConnections::Connections::is_expected(const Hello& hello) const {
+bool PeerConnections::Impl::is_expected(const Hello& hello) const {
   return std::equal(word_.begin(), word_.end(), hello.word.begin(), hello.word.end()) &&
          hello.rank > static_cast<std::uint32_t>(rank_) && hello.rank < peers_.size() &&
          !peers_[hello.rank].socket.is_open();
 }
 
-std::string PeerConnections::Connections::ranks_missing() const {
+std::string PeerConnections::Impl::ranks_missing() const {
   std::string missing;
   for (std::size_t rank = static_cast<std::size_t>(rank_) + 1; rank < peers_.size(); ++rank) {
     if (peers_[rank].socket.is_open()) continue;
@@ -327,39 +350,41 @@ std::string PeerConnections::Connections::ranks_missing() const {
   return missing;
 }
 
-void PeerConnections::Connections::prepare(Peer& peer) {
+void PeerConnections::Impl::prepare(Peer& peer) const {
   error_code error;
   peer.socket.set_option(tcp::no_delay(true), error);
   peer.socket.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), error);
   asio::socket_base::send_buffer_size held;
   peer.socket.get_option(held, error);
   peer.socket.non_blocking(true, error);
-  // The kernel counts its own records of what it holds, which for short messages take as much.
-  peer.room = static_cast<std::size_t>(std::max(0, held.value())) / 2;
+  // Half of what the kernel holds, which counts its own records, too: asio gives it as asked for.
+  peer.room = room_bytes_ > 0 ? room_bytes_ : static_cast<std::size_t>(std::max(0, held.value()));
 }
 
-bool PeerConnections::Connections::send(int rank, std::span<const std::byte> block) {
+bool PeerConnections::Impl::send(int rank, std::span<const std::byte> block) {
   if (aborted_) throw TransportError(kShut);
   Peer& to = peer(rank);
+  if (!to.error.empty()) throw TransportError(to.error);
   int on_its_way = 0;
   ::ioctl(to.socket.native_handle(), SIOCOUTQ, &on_its_way);
   const bool fits = to.unsent.empty() &&
                     static_cast<std::size_t>(on_its_way) + sizeof(Header) + block.size() <= to.room;
   const Header header{to.sent++, fits ? static_cast<std::uint32_t>(block.size()) : kAnnounced};
-  write(to, std::as_bytes(std::span(&header, 1)), fits ? block : std::span<const std::byte>());
+  write(rank, std::as_bytes(std::span(&header, 1)), fits ? block : std::span<const std::byte>());
   return fits;
 }
 
-// Where the kernel takes less than it should, the rest is kept and sent by progress().
-void PeerConnections::Connections::write(Peer& to, std::span<const std::byte> header,
-                                         std::span<const std::byte> block) {
+// Where the kernel takes less than it should, the rest is kept.
+void PeerConnections::Impl::write(int rank, std::span<const std::byte> header,
+                                  std::span<const std::byte> block) {
+  Peer& to = peer(rank);
   std::size_t done = 0;
   if (to.unsent.empty()) {
     error_code error;
     done = to.socket.write_some(std::array{asio::buffer(header.data(), header.size()),
                                            asio::buffer(block.data(), block.size())},
                                 error);
-    if (error && error != asio::error::would_block) return fail(to, error.message());
+    if (error && error != asio::error::would_block) return fail_closed(rank, error);
   }
   for (std::span<const std::byte> part : {header, block}) {
     const std::size_t sent = std::min(done, part.size());
@@ -368,32 +393,45 @@ void PeerConnections::Connections::write(Peer& to, std::span<const std::byte> he
   }
 }
 
-void PeerConnections::Connections::flush(Peer& to) {
+void PeerConnections::Impl::write_unsent(int rank) {
+  Peer& to = peer(rank);
   error_code error;
   const std::size_t done =
       to.socket.write_some(asio::buffer(to.unsent.data(), to.unsent.size()), error);
-  if (error && error != asio::error::would_block) return fail(to, error.message());
+  if (error && error != asio::error::would_block) return fail_closed(rank, error);
   to.unsent.erase(to.unsent.begin(), to.unsent.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
-void PeerConnections::Connections::receive(int rank, std::span<std::byte> block, Receipt& receipt) {
+void PeerConnections::Impl::receive(int rank, std::span<std::byte> block, Receipt& receipt,
+                                    std::function<void()> elsewhere) {
   Peer& from = peer(rank);
   receipt = Receipt::kPending;
-  from.expected.push_back({block, &receipt, from.asked++});
+  from.expected.push_back({block, &receipt, std::move(elsewhere), from.asked++});
   take(rank);
 }
 
-void PeerConnections::Connections::wait(int rank, const Receipt& receipt, Deadline deadline) {
-  while (receipt == Receipt::kPending) {
+template <typename Done>
+void PeerConnections::Impl::progress_until(Done done, Deadline deadline) {
+  for (bool late = false; !done(); late = Clock::now() >= deadline) {
     if (aborted_) throw TransportError(kShut);
-    if (!peer(rank).error.empty()) throw TransportError(peer(rank).error);
-    if (Clock::now() >= deadline) throw TransportError("no answer before the deadline");
+    std::string awaited;
+    for (std::size_t rank = 0; rank < peers_.size(); ++rank) {
+      const Peer& one = peers_[rank];
+      if (one.expected.empty() && one.unsent.empty()) continue;
+      if (!one.error.empty()) throw TransportError(one.error);
+      awaited += (awaited.empty() ? "" : ", ") + std::to_string(rank);
+    }
+    if (late) throw TransportError("nothing came of rank " + awaited + " before the deadline");
     progress(deadline);
   }
 }
 
-void PeerConnections::Connections::progress(Deadline until) {
-  if (aborted_) return;  // whose blocks are expected may be gone
+bool PeerConnections::Impl::flushed() const {
+  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& p) { return p.unsent.empty(); });
+}
+
+void PeerConnections::Impl::progress(Deadline until) {
+  if (aborted_) return;  // the memory of expected blocks may be gone
   polled_.clear();
   polled_ranks_.clear();
   for (int rank = 0; rank < static_cast<int>(peers_.size()); ++rank) {
@@ -406,33 +444,32 @@ void PeerConnections::Connections::progress(Deadline until) {
   if (::poll(polled_.data(), polled_.size(), milliseconds_until(until)) <= 0 || aborted_) return;
   for (std::size_t i = 0; i < polled_.size(); ++i) {
     Peer& one = peer(polled_ranks_[i]);
-    if ((polled_[i].revents & POLLOUT) != 0 && !one.unsent.empty()) flush(one);
+    if ((polled_[i].revents & POLLOUT) != 0 && !one.unsent.empty()) {
+      write_unsent(polled_ranks_[i]);
+    }
     if ((polled_[i].revents & (POLLIN | POLLHUP | POLLERR)) != 0 && !one.expected.empty()) {
       read(polled_ranks_[i]);
     }
   }
 }
 
-void PeerConnections::Connections::read(int rank) {
+void PeerConnections::Impl::read(int rank) {
   Peer& from = peer(rank);
   error_code error;
   const std::size_t got =
       from.socket.read_some(asio::buffer(buffer_.data(), buffer_.size()), error);
   if (error == asio::error::would_block) return;
-  if (error) {
-    return fail(
-        from, "rank " + std::to_string(rank) + " closed its connection (" + error.message() + ")");
-  }
+  if (error) return fail_closed(rank, error);
   from.inbox.insert(from.inbox.end(), buffer_.begin(),
                     buffer_.begin() + static_cast<std::ptrdiff_t>(got));
   take(rank);
 }
 
-void PeerConnections::Connections::take(int rank) {
+void PeerConnections::Impl::take(int rank) {
   Peer& from = peer(rank);
   std::span<const std::byte> rest = from.inbox;
   while (!from.expected.empty()) {
-    const Expected next = from.expected.front();
+    const Expected& next = from.expected.front();
     bool announced = false;
     if (!from.in_block) {
       if (rest.size() < sizeof(Header) || !take_header(rank, rest, announced)) break;
@@ -447,21 +484,23 @@ void PeerConnections::Connections::take(int rank) {
     }
     from.in_block = false;
     from.taken = 0;
+    const Expected taken = std::move(from.expected.front());
     from.expected.pop_front();
-    *next.receipt = announced ? Receipt::kElsewhere : Receipt::kHere;
+    *taken.receipt = announced ? Receipt::kElsewhere : Receipt::kHere;
+    if (announced) taken.elsewhere();
   }
   from.inbox.erase(from.inbox.begin(), from.inbox.end() - static_cast<std::ptrdiff_t>(rest.size()));
 }
 
-bool PeerConnections::Connections::take_header(int rank, std::span<const std::byte> bytes,
-                                               bool& announced) {
+bool PeerConnections::Impl::take_header(int rank, std::span<const std::byte> bytes,
+                                        bool& announced) {
   Peer& from = peer(rank);
   const Expected& next = from.expected.front();
   Header header{};
   std::memcpy(&header, bytes.data(), sizeof header);
   announced = header.bytes == kAnnounced;
   if (header.number != next.number || (!announced && header.bytes != next.block.size())) {
-    fail(from, "rank " + std::to_string(rank) + " sent block " + std::to_string(header.number) +
+    fail(rank, "rank " + std::to_string(rank) + " sent block " + std::to_string(header.number) +
                    " of " + std::to_string(header.bytes) + " bytes where rank " +
                    std::to_string(rank_) + " expected block " + std::to_string(next.number) +
                    " of " + std::to_string(next.block.size()));
@@ -471,41 +510,58 @@ bool PeerConnections::Connections::take_header(int rank, std::span<const std::by
   return true;
 }
 
-void PeerConnections::Connections::fail(Peer& peer, const std::string& error) {
-  if (peer.error.empty()) peer.error = error;
-  peer.unsent.clear();
+// Nothing more is read or written: what would follow a block that was cut is none.
+void PeerConnections::Impl::fail(int rank, const std::string& error) {
+  Peer& lost = peer(rank);
+  if (lost.error.empty()) lost.error = error;
+  lost.unsent.clear();
+  ::shutdown(lost.socket.native_handle(), SHUT_RDWR);
 }
 
-void PeerConnections::Connections::abort() noexcept {
+void PeerConnections::Impl::fail_closed(int rank, const error_code& error) {
+  fail(rank, "rank " + std::to_string(rank) + " closed its connection (" + error.message() + ")");
+}
+
+void PeerConnections::Impl::abort() noexcept {
   if (aborted_.exchange(true)) return;
   for (const int handle : handles_) ::shutdown(handle, SHUT_RDWR);
 }
 
-PeerConnections::PeerConnections(int rank, int size, const std::string& host)
-    : connections_(std::make_unique<Connections>(rank, size, host)) {}
+PeerConnections::PeerConnections(int rank, int size, const std::string& host,
+                                 std::size_t room_bytes)
+    : impl_(std::make_unique<Impl>(rank, size, host, room_bytes)) {}
 
 PeerConnections::~PeerConnections() = default;
 
-const std::string& PeerConnections::address() const { return connections_->address(); }
+const std::string& PeerConnections::address() const { return impl_->address(); }
 
 void PeerConnections::connect(const std::vector<std::string>& addresses, Deadline deadline) {
-  connections_->connect(addresses, deadline);
+  impl_->connect(addresses, deadline);
 }
 
 bool PeerConnections::send(int peer, std::span<const std::byte> block) {
-  return connections_->send(peer, block);
+  return impl_->send(peer, block);
 }
 
-void PeerConnections::receive(int peer, std::span<std::byte> block, Receipt& receipt) {
-  connections_->receive(peer, block, receipt);
+void PeerConnections::receive(int peer, std::span<std::byte> block, Receipt& receipt,
+                              std::function<void()> elsewhere) {
+  impl_->receive(peer, block, receipt, std::move(elsewhere));
 }
 
-void PeerConnections::poll() { connections_->progress(Deadline::min()); }
+void PeerConnections::poll() { impl_->progress(Deadline::min()); }
 
-void PeerConnections::wait(int peer, const Receipt& receipt, Deadline deadline) {
-  connections_->wait(peer, receipt, deadline);
+void PeerConnections::wait(const Receipt& receipt, Deadline deadline) {
+  impl_->progress_until([&receipt] { return receipt != Receipt::kPending; }, deadline);
 }
 
-void PeerConnections::abort() noexcept { connections_->abort(); }
+void PeerConnections::flush(Deadline deadline) {
+  impl_->progress_until([this] { return flushed(); }, deadline);
+}
+
+bool PeerConnections::flushed() const { return impl_->flushed(); }
+
+bool PeerConnections::failed(int peer) const { return impl_->failed(peer); }
+
+void PeerConnections::abort() noexcept { impl_->abort(); }
 
 }  // namespace thinwire

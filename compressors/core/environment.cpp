@@ -16,6 +16,8 @@ std::optional<std::string> read(const char* name) {
 std::optional<std::string> environment_simd() { return read("THINWIRE_SIMD"); }
 std::optional<std::string> environment_policy() { return read("THINWIRE_POLICY"); }
 
+std::optional<std::string> environment_gloo_interfaces() { return read("GLOO_SOCKET_IFNAME"); }
+
 std::optional<std::string> environment_cache_folder() {
   if (const auto cache = read("XDG_CACHE_HOME")) return *cache + "/thinwire";
   if (const auto home = read("HOME")) return *home + "/.cache/thinwire";

@@ -12,5 +12,7 @@ std::optional<std::string> environment_simd();
 std::optional<std::string> environment_policy();
 // The user's folder for what may be made anew: thinwire in XDG_CACHE_HOME, else in HOME's .cache.
 std::optional<std::string> environment_cache_folder();
+// GLOO_SOCKET_IFNAME: the network interfaces that Gloo uses, separated by commas.
+std::optional<std::string> environment_gloo_interfaces();
 
 }  // namespace thinwire

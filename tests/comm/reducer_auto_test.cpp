@@ -62,7 +62,7 @@ class Exchange {
   std::barrier<> barrier_{kSize};
 };
 
-// The network changes until the plan did, too: on a busy machine that takes a few more steps.
+// The network goes on changing until the plan has: on a busy machine a few steps later.
 TEST(ReducerAuto, RanksHoldTheSameBitsInEveryStep) {
   Exchange<std::uint64_t> hashes;
   Exchange<std::vector<std::string>> plans;
@@ -71,7 +71,7 @@ TEST(ReducerAuto, RanksHoldTheSameBitsInEveryStep) {
   run_slow("auto", rate, [&](int rank, GradientReducer& reducer, Gradients& gradients) {
     std::set<std::vector<std::string>> seen;
     bool changed = false;
-    for (std::uint64_t step = 0; step < kSteps || (!changed && step < 20 * kSteps); ++step) {
+    for (std::uint64_t step = 0; step < kSteps || (!changed && step < 5 * kSteps); ++step) {
       if (rank == 0 && step % (kSteps / 2) == 0) rate = step % kSteps == 0 ? kSlow : kFast;
       gradients.fill(step, rank);
       reduce(reducer, gradients);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <torch/csrc/distributed/c10d/Types.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
@@ -19,6 +20,9 @@ using std::chrono::milliseconds;
 
 // Tags of messages are below it, far more than can be in flight.
 constexpr int kUnusedTags = 1 << 20;
+
+// What a rank publishes before its error where it has no address.
+constexpr std::string_view kNoAddress = "none: ";
 
 // Blocks up to this size go over connections of their own, where there is room for them.
 constexpr std::size_t kSmallBlockBytes = 64 * 1024;
@@ -146,7 +150,8 @@ class C10dCommunicator::MeshTransfer final : public Transfer {
     for (int i = 1; i < comm.size(); ++i) {
       const int peer = (comm.rank() + comm.size() - i) % comm.size();
       if (small) {
-        comm.peers_->receive(peer, block_of(out, peer), receipts_[static_cast<std::size_t>(peer)]);
+        comm.peers_->receive(peer, block_of(out, peer), receipts_[static_cast<std::size_t>(peer)],
+                             [this, peer] { fetch(peer); });
       } else {
         fetch(peer);
       }
@@ -164,14 +169,23 @@ class C10dCommunicator::MeshTransfer final : public Transfer {
 
   // Gloo cannot be asked whether a message has come without waiting for it.
   bool done() override {
-    if (!error_.empty()) {
+    if (!error_.empty() || comm_.aborted_) {
       return true;
     }
-    if (comm_.peers_) {
-      comm_.peers_->poll();
+    if (receipts_.empty()) {
+      return next_ == works_.size();
     }
-    return next_ == works_.size() && std::all_of(receipts_.begin(), receipts_.end(),
-                                                 [](Receipt r) { return r == Receipt::kHere; });
+    comm_.peers_->poll();
+    bool all = next_ == works_.size() && comm_.peers_->flushed();
+    for (std::size_t peer = 0; peer < receipts_.size(); ++peer) {
+      if (receipts_[peer] == Receipt::kPending) {
+        if (comm_.peers_->failed(static_cast<int>(peer))) {
+          return true;
+        }
+        all = false;
+      }
+    }
+    return all;
   }
 
   void wait(Deadline deadline) override {
@@ -179,11 +193,11 @@ class C10dCommunicator::MeshTransfer final : public Transfer {
       throw TransportError(error_);
     }
     try {
-      for (std::size_t peer = 0; peer < receipts_.size(); ++peer) {
-        comm_.peers_->wait(static_cast<int>(peer), receipts_[peer], deadline);
-        if (std::exchange(receipts_[peer], Receipt::kHere) == Receipt::kElsewhere) {
-          fetch(static_cast<int>(peer));
-        }
+      for (const Receipt& receipt : receipts_) {
+        comm_.peers_->wait(receipt, deadline);
+      }
+      if (!receipts_.empty()) {
+        comm_.peers_->flush(deadline);
       }
       for (; next_ < works_.size(); ++next_) {
         works_[next_]->wait(until(deadline));
@@ -240,28 +254,41 @@ C10dCommunicator::~C10dCommunicator() {
   }
 }
 
+// Each rank's address, or why it has none, is exchanged by the store.
 void C10dCommunicator::connect_peers() {
   const Deadline deadline = Clock::now() + options_.connect_limit;
-  peers_ = std::make_unique<PeerConnections>(rank(), size(), default_peer_host());
   std::vector<std::string> keys;
   for (int peer = 0; peer < size(); ++peer) {
     keys.push_back("address/" + std::to_string(peer));
   }
-  const auto text = [](const std::vector<std::uint8_t>& bytes) {
-    return std::string(bytes.begin(), bytes.end());
+  const auto publish = [&](const std::string& text) {
+    store_->set(keys[static_cast<std::size_t>(rank())],
+                std::vector<std::uint8_t>(text.begin(), text.end()));
   };
+  try {
+    peers_ = std::make_unique<PeerConnections>(rank(), size(), default_peer_host());
+  } catch (const TransportError& error) {
+    publish(std::string(kNoAddress) + error.what());
+    throw;
+  }
   std::vector<std::string> addresses;
   try {
-    const std::string& own = peers_->address();
-    store_->set(keys[static_cast<std::size_t>(rank())],
-                std::vector<std::uint8_t>(own.begin(), own.end()));
+    publish(peers_->address());
     store_->wait(keys, until(deadline));
     for (const std::string& key : keys) {
-      addresses.push_back(text(store_->get(key)));
+      const std::vector<std::uint8_t> bytes = store_->get(key);
+      addresses.emplace_back(bytes.begin(), bytes.end());
     }
   } catch (const std::exception& error) {
     throw TransportError("rank " + std::to_string(rank()) +
-                         " did not learn its peers' addresses: " + error.what());
+                         " did not learn the addresses of all ranks: " + error.what() +
+                         "\nhint: call thinwire.torch.compress() on every rank, for the same "
+                         "models in the same order");
+  }
+  for (const std::string& address : addresses) {
+    if (address.starts_with(kNoAddress)) {
+      throw TransportError(address.substr(kNoAddress.size()));
+    }
   }
   peers_->connect(addresses, deadline);
 }

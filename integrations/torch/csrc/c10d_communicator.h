@@ -7,11 +7,11 @@
 // fails at once, too, instead of at its own deadline.
 //
 // Gloo is the backend this is tuned to. Beside it small blocks go over connections of their own
-// (comm/asio/peer_connections.h); what they have no room for goes over Gloo, whose thread moves it
-// while the caller does something else. Of any other it needs _allgather_base and alltoall_base on
-// CPU tensors of bytes, fp32 and fp64, and an abort() that ends the work in flight; none promises
-// that its own allreduce gives the same bits everywhere, so there the sum of n bytes sends
-// (P-1) n and needs a buffer of P n.
+// (comm/asio/peer_connections.h); larger ones go over Gloo, whose thread moves them while the
+// caller does something else, and so does what those connections have no room for. Of any other it
+// needs _allgather_base and alltoall_base on CPU tensors of bytes, fp32 and fp64, and an abort()
+// that ends the work in flight; none promises that its own allreduce gives the same bits
+// everywhere, so there the sum of n bytes sends (P-1) n and needs a buffer of P n.
 #pragma once
 
 #include <ATen/ATen.h>
