@@ -14,5 +14,8 @@ std::optional<std::string> environment_policy();
 std::optional<std::string> environment_cache_folder();
 // GLOO_SOCKET_IFNAME: the network interfaces that Gloo uses, separated by commas.
 std::optional<std::string> environment_gloo_interfaces();
+// Whether thresholds of glibc's malloc are set: by MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_,
+// MALLOC_MMAP_MAX_, MALLOC_TOP_PAD_, or glibc.malloc in GLIBC_TUNABLES.
+bool environment_sets_malloc();
 
 }  // namespace thinwire

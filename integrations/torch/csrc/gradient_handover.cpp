@@ -4,7 +4,10 @@
 #include <torch/csrc/autograd/grad_mode.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <utility>
+
+#include "integrations/torch/csrc/freed_memory.h"
 
 namespace thinwire {
 namespace {
@@ -46,13 +49,18 @@ std::shared_ptr<GradientHandover> GradientHandover::make(
     const std::vector<at::Tensor>& parameters) {
   auto handover = std::make_shared<GradientHandover>();
   handover->slots_.reserve(parameters.size());
+  std::size_t bytes = 0;
+  std::size_t largest = 0;
   for (const at::Tensor& parameter : parameters) {
+    bytes += parameter.nbytes();
+    largest = std::max(largest, parameter.nbytes());
     auto accumulator = torch::autograd::impl::grad_accumulator(parameter);
     accumulator->add_pre_hook(std::make_unique<Hook>(handover, handover->slots_.size()));
     Slot& slot = handover->slots_.emplace_back();
     slot.parameter = parameter;
     slot.accumulator = std::move(accumulator);
   }
+  keep_freed_memory(bytes, largest);
   return handover;
 }
 
