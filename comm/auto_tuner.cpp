@@ -295,7 +295,7 @@ class AutoTuner::Impl {
       return;
     }
     if (judge_.consider(other.id, saves(other), Reason::kFaster) ||
-        (other.error < kLessError * now.error &&
+        (!thick && other.error < kLessError * now.error &&
          judge_.consider(other.id, saves(other), Reason::kBetter))) {
       log("tries " + search_.describe(other.id) + numbers(other));
       return;
