@@ -106,8 +106,8 @@ void close_on_exec(int handle) { ::fcntl(handle, F_SETFD, FD_CLOEXEC); }
 // An empty text where it connected.
 std::string connect_before(tcp::socket& socket, const tcp::endpoint& to, Deadline deadline) {
   error_code error;
-  socket.open(to.protocol(), error);
-  if (!error) socket.native_non_blocking(true, error);
+  error = socket.open(to.protocol(), error);
+  if (!error) error = socket.native_non_blocking(true, error);
   if (error) return error.message();
   close_on_exec(socket.native_handle());
   if (::connect(socket.native_handle(), to.data(), static_cast<socklen_t>(to.size())) == 0) {
@@ -126,8 +126,8 @@ bool is_of_this_host(const asio::ip::address& address) {
   tcp::socket socket(io);
   error_code error;
   const tcp::endpoint endpoint(address, 0);
-  socket.open(endpoint.protocol(), error);
-  if (!error) socket.bind(endpoint, error);
+  error = socket.open(endpoint.protocol(), error);
+  if (!error) error = socket.bind(endpoint, error);
   return !error;
 }
 
@@ -311,7 +311,7 @@ void PeerConnections::Impl::accept_one(Deadline deadline) {
     }
     error_code error;
     tcp::socket socket(io_);
-    acceptor_.accept(socket, error);
+    error = acceptor_.accept(socket, error);
     if (error == asio::error::would_block || error == asio::error::connection_aborted) continue;
     if (error) {
       throw TransportError("rank " + std::to_string(rank_) +
@@ -352,11 +352,18 @@ std::string PeerConnections::Impl::ranks_missing() const {
 
 void PeerConnections::Impl::prepare(Peer& peer) const {
   error_code error;
-  peer.socket.set_option(tcp::no_delay(true), error);
-  peer.socket.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), error);
   asio::socket_base::send_buffer_size held;
-  peer.socket.get_option(held, error);
-  peer.socket.non_blocking(true, error);
+  error = peer.socket.set_option(tcp::no_delay(true), error);
+  if (!error) {
+    const asio::socket_base::send_buffer_size wanted(kSendBufferBytes);
+    error = peer.socket.set_option(wanted, error);
+  }
+  if (!error) error = peer.socket.get_option(held, error);
+  if (!error) error = peer.socket.non_blocking(true, error);
+  if (error) {
+    throw TransportError("rank " + std::to_string(rank_) +
+                         " cannot set up a connection: " + error.message());
+  }
   // Half of what the kernel holds, which counts its own records, too: asio gives it as asked for.
   peer.room = room_bytes_ > 0 ? room_bytes_ : static_cast<std::size_t>(std::max(0, held.value()));
 }
