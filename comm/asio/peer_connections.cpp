@@ -18,6 +18,7 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <random>
 #include <sstream>
 #include <system_error>
@@ -213,6 +214,9 @@ class PeerConnections::Impl {
     bool in_block = false;         // the header of the first expected block was read
     std::size_t taken = 0;         // of that block
     std::string error;
+
+    // Something is to come, or to go.
+    bool awaited() const { return !expected.empty() || !unsent.empty(); }
   };
 
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
@@ -220,7 +224,8 @@ class PeerConnections::Impl {
   // The connection of a rank above this one; whoever does not know the word is sent away.
   void accept_one(Deadline deadline);
   bool is_expected(const Hello& hello) const;
-  std::string ranks_missing() const;
+  template <typename Which>
+  std::string ranks_where(Which which) const;
   void prepare(Peer& peer) const;
   void write(int rank, std::span<const std::byte> header, std::span<const std::byte> block);
   void write_unsent(int rank);
@@ -305,8 +310,11 @@ void PeerConnections::Impl::connect_to(int rank, const Address& to, Deadline dea
 void PeerConnections::Impl::accept_one(Deadline deadline) {
   for (;;) {
     if (Clock::now() >= deadline || !happens(acceptor_.native_handle(), POLLIN, deadline)) {
+      const auto missing = [this](const Peer& one) {
+        return &one > &peers_[static_cast<std::size_t>(rank_)] && !one.socket.is_open();
+      };
       throw TransportError("rank " + std::to_string(rank_) +
-                           " waited in vain for the connection of rank " + ranks_missing() +
+                           " waited in vain for the connection of rank " + ranks_where(missing) +
                            kInterfaceHint);
     }
     error_code error;
@@ -341,13 +349,14 @@ bool PeerConnections::Impl::is_expected(const Hello& hello) const {
          !peers_[hello.rank].socket.is_open();
 }
 
-std::string PeerConnections::Impl::ranks_missing() const {
-  std::string missing;
-  for (std::size_t rank = static_cast<std::size_t>(rank_) + 1; rank < peers_.size(); ++rank) {
-    if (peers_[rank].socket.is_open()) continue;
-    missing += (missing.empty() ? "" : ", ") + std::to_string(rank);
+template <typename Which>
+std::string PeerConnections::Impl::ranks_where(Which which) const {
+  std::string ranks;
+  for (std::size_t rank = 0; rank < peers_.size(); ++rank) {
+    if (!std::invoke(which, peers_[rank])) continue;
+    ranks += (ranks.empty() ? "" : ", ") + std::to_string(rank);
   }
-  return missing;
+  return ranks;
 }
 
 void PeerConnections::Impl::prepare(Peer& peer) const {
@@ -421,14 +430,13 @@ template <typename Done>
 void PeerConnections::Impl::progress_until(Done done, Deadline deadline) {
   for (bool late = false; !done(); late = Clock::now() >= deadline) {
     if (aborted_) throw TransportError(kShut);
-    std::string awaited;
-    for (std::size_t rank = 0; rank < peers_.size(); ++rank) {
-      const Peer& one = peers_[rank];
-      if (one.expected.empty() && one.unsent.empty()) continue;
-      if (!one.error.empty()) throw TransportError(one.error);
-      awaited += (awaited.empty() ? "" : ", ") + std::to_string(rank);
+    for (const Peer& one : peers_) {
+      if (one.awaited() && !one.error.empty()) throw TransportError(one.error);
     }
-    if (late) throw TransportError("nothing came of rank " + awaited + " before the deadline");
+    if (late) {
+      throw TransportError("nothing came of rank " + ranks_where(&Peer::awaited) +
+                           " before the deadline");
+    }
     progress(deadline);
   }
 }
