@@ -17,8 +17,10 @@ namespace {
 using Reason = PlanJudge::Reason;
 using Verdict = PlanJudge::Verdict;
 
-constexpr int kWindow = 5;                  // steps; the first after a change counts for nothing
-constexpr double kSampleShare = 0.01;       // of a window's time, for the sampling of gradients
+constexpr int kWindow = 5;              // steps; the first after a change counts for nothing
+constexpr double kSampleShare = 0.005;  // of a window's time, for the sampling of gradients;
+constexpr double kFirstShare = 0.01;    // until every layer was sampled so many times:
+constexpr std::size_t kFirstRounds = 2;
 constexpr double kReportShare = 0.01;       // of a window's time, for the reports' wire
 constexpr std::size_t kMostSampled = 16;    // layers a window
 constexpr double kSlack = 0.005;            // of a step: plans as fast
@@ -335,9 +337,10 @@ class AutoTuner::Impl {
     if (!wanted_.empty()) sample_cost_ = window_.sampling / static_cast<double>(wanted_.size());
     const double report = now_.link[Verb::kAllgather].per_byte *
                           sent_payload(Verb::kAllgather, 4 * ErrorCurves::kValues, ranks_);
-    const double count =
-        std::min(sample_cost_ > 0 ? kSampleShare * window / sample_cost_ : kMostSampled,
-                 report > 0 ? kReportShare * window / report : kMostSampled);
+    const bool known = next_sampled_ >= kFirstRounds * search_.judged().size();
+    const double share = known ? kSampleShare : kFirstShare;
+    const double count = std::min(sample_cost_ > 0 ? share * window / sample_cost_ : kMostSampled,
+                                  report > 0 ? kReportShare * window / report : kMostSampled);
     sampling_credit_ = std::min(sampling_credit_ + count, static_cast<double>(kMostSampled));
     steps_.clear();
     choose_wanted(static_cast<std::size_t>(sampling_credit_));

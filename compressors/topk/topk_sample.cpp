@@ -13,9 +13,14 @@ namespace {
 
 // A pair of cache lines of fp32, which the adjacent-line prefetcher fetches together.
 constexpr std::int64_t kLineElements = 32;
-// Of the sample, so many are expected among the k largest: their number then deviates by 18 %, and
-// with three deviations to spare about 1.5 k candidates are collected.
-constexpr std::int64_t kExpectedHits = 32;
+// Of the sample, so many are expected among the k largest. An exact choice only needs candidates to
+// spare: their number deviates by half, and four deviations make 3 k of them, which are fewer than
+// the elements that a closer sample would take.
+constexpr std::int64_t kExactHits = 4;
+constexpr double kExactDeviations = 4;
+// A threshold that decides what is sent must be closer: 18 %.
+constexpr std::int64_t kSampledHits = 32;
+constexpr double kSampledDeviations = 1;
 constexpr std::int64_t kLeastSample = 4096;
 constexpr std::int64_t kMostSample = 65536;
 // One element of so many costs next to nothing, and saves candidates where k is large.
@@ -33,10 +38,9 @@ struct SamplePlan {
   std::int64_t stride = 0;  // lines of a stratum, of which one is taken
 };
 
-SamplePlan plan_sample(std::int64_t n, std::int64_t k) {
+SamplePlan plan_sample(std::int64_t n, std::int64_t k, std::int64_t hits) {
   const std::int64_t least = std::max(kLeastSample, n / kSparsestSample);
-  const std::int64_t wanted =
-      std::min(std::max(kExpectedHits * ((n + k - 1) / k), least), kMostSample);
+  const std::int64_t wanted = std::min(std::max(hits * ((n + k - 1) / k), least), kMostSample);
   if (wanted * kLeastStride > n) return {};
   const std::int64_t lines = wanted / kLineElements;
   return {.lines = lines, .stride = n / kLineElements / lines};
@@ -168,25 +172,28 @@ void visit_scattered(std::span<const std::uint32_t> indices, std::uint32_t first
 }  // namespace
 
 std::size_t sample_capacity(std::int64_t n, std::int64_t k) {
-  const SamplePlan plan = plan_sample(n, k);
-  if (plan.lines == 0) return 0;
-  return sample_keep(n, k, plan, 4.0) + 2 * kChunkElements;
+  std::size_t entries = 0;
+  for (const std::int64_t hits : {kExactHits, kSampledHits}) {
+    const SamplePlan plan = plan_sample(n, k, hits);
+    if (plan.lines > 0) entries = std::max(entries, sample_keep(n, k, plan, 4.0));
+  }
+  return entries == 0 ? 0 : entries + 2 * kChunkElements;
 }
 
 double expected_hits(std::int64_t n, std::int64_t k) {
-  const SamplePlan plan = plan_sample(n, k);
+  const SamplePlan plan = plan_sample(n, k, kSampledHits);
   return static_cast<double>(plan.lines * kLineElements) * static_cast<double>(k) /
          static_cast<double>(n);
 }
 
 std::uint32_t estimate_threshold(std::span<const Scan> parts, std::int64_t n,
-                                 const Candidates& candidates, double deviations,
+                                 const Candidates& candidates, bool decides,
                                  const RandomStream& stream) {
   const auto k = static_cast<std::int64_t>(candidates.keep);
-  const SamplePlan plan = plan_sample(n, k);
+  const SamplePlan plan = plan_sample(n, k, decides ? kSampledHits : kExactHits);
   if (plan.lines == 0) return 1;
   Candidates sample = candidates;
-  sample.keep = sample_keep(n, k, plan, deviations);
+  sample.keep = sample_keep(n, k, plan, decides ? kSampledDeviations : kExactDeviations);
   take_sample(parts, plan, stream, sample);
   if (sample.count < sample.keep) return 1;
   return std::min(part_of_least(sample, 1.0F), kInfinityBits - 1);
@@ -195,7 +202,7 @@ std::uint32_t estimate_threshold(std::span<const Scan> parts, std::int64_t n,
 std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
                               std::uint32_t threshold, double wanted, const RandomStream& stream) {
   const auto k = static_cast<std::int64_t>(candidates.keep);
-  const SamplePlan plan = plan_sample(scan.count, k);
+  const SamplePlan plan = plan_sample(scan.count, k, kSampledHits);
   if (plan.lines == 0) return threshold;
   const double hits = expected_hits(scan.count, k) * wanted / static_cast<double>(k);
   Candidates sample = candidates;

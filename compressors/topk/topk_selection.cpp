@@ -43,8 +43,8 @@ void scan_again(std::span<const Scan> parts, Candidates& c) {
 ScanSummary select_together(const Context& ctx, std::span<const Scan> parts, std::int64_t n,
                             bool sampled, Candidates& c) {
   const auto enough = sampled ? enough_entries(c.keep) : c.keep;
-  c.threshold = estimate_threshold(parts, n, c, sampled ? 1.0 : 3.0,
-                                   random_stream(ctx.key_hash, ctx.step, ctx.sender));
+  c.threshold =
+      estimate_threshold(parts, n, c, sampled, random_stream(ctx.key_hash, ctx.step, ctx.sender));
   ScanSummary summary;
   for (const Scan& part : parts) summary.add(scan(part, c));
   const bool finite = summary.magnitude < kInfinityBits;
