@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "compressors/core/codec_support.h"
-#include "compressors/core/random.h"
 
 namespace thinwire::collectives {
 
@@ -33,7 +32,8 @@ void check_gradients(int rank, std::span<const ExchangeLayer> layers,
 void give_memory(const ExchangeLayer& layer, const Gradient& gradient, std::int64_t begin,
                  std::int64_t end, Memory* memory) {
   if (gradient.owner == nullptr || memory == nullptr || !memory->transactional() ||
-      gradient.source.dtype != DType::kF32 || layer.names_nonfinite) {
+      gradient.source.dtype != DType::kF32 || layer.names_nonfinite ||
+      encodes_opened(*layer.payload, *memory)) {
     return;
   }
   auto* data = static_cast<float*>(gradient.source.slice(begin, end).data);
@@ -54,41 +54,6 @@ void NonFiniteTable::look(std::size_t layer, std::int64_t begin, TensorView valu
   if (!known || (own && !known->own) || (own == known->own && found.index < known->index)) {
     known = found;
   }
-}
-
-namespace {
-
-// Apart from the codecs' own streams.
-RandomStream dither(std::uint64_t key_hash, const Context& ctx) {
-  constexpr std::uint64_t kDither = 0x52455349445541;
-  return random_stream(key_hash ^ kDither, ctx.step, ctx.sender);
-}
-
-}  // namespace
-
-EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
-                    std::span<std::byte> scratch, std::span<std::byte> slot) {
-  if (memory == nullptr) return codec.encode(ctx, grad, nullptr, slot);
-  memory->unpack(scratch);
-  const EncodeResult result = codec.encode(ctx, grad, memory, slot);
-  memory->pack(dither(ctx.key_hash, ctx));
-  return result;
-}
-
-EncodeResult encode(const JointCodec& codec, const Context& ctx,
-                    std::span<const JointCodec::Part> parts,
-                    std::span<const std::uint64_t> key_hashes, std::span<std::byte> scratch,
-                    std::span<std::byte> slot) {
-  for (const auto& [grad, memory] : parts) {
-    if (memory == nullptr) continue;
-    memory->unpack(scratch);
-    scratch = scratch.subspan(scratch_bytes(memory));
-  }
-  const EncodeResult result = codec.encode_joint(ctx, parts, slot);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    if (parts[i].memory != nullptr) parts[i].memory->pack(dither(key_hashes[i], ctx));
-  }
-  return result;
 }
 
 void zero_slack(std::span<std::byte> slot, std::size_t used) {

@@ -14,6 +14,8 @@
 #include "comm/exchange.h"
 #include "compressors/core/aligned_buffer.h"
 #include "compressors/core/codec.h"
+#include "compressors/core/encode.h"
+#include "compressors/core/random.h"
 
 namespace thinwire::collectives {
 
@@ -77,20 +79,10 @@ class NonFiniteTable {
   std::vector<std::optional<NonFiniteFound>> found_;
 };
 
-inline std::size_t scratch_bytes(const Memory* memory) {
-  return memory == nullptr ? 0 : memory->scratch_bytes();
+// What rounds the residual of a layer, or of a range of it, of this hash.
+inline Dither dither_of(std::uint64_t key_hash, const Context& ctx) {
+  return make_dither(key_hash, ctx.step, ctx.sender);
 }
-
-// Encodes with a memory that may keep its residual in fewer bytes than fp32. `scratch`: at least
-// scratch_bytes(memory), aligned to 64.
-EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
-                    std::span<std::byte> scratch, std::span<std::byte> slot);
-// The same of layers that are encoded as one, each with its hash. `scratch`: at least the
-// scratch_bytes of all memories.
-EncodeResult encode(const JointCodec& codec, const Context& ctx,
-                    std::span<const JointCodec::Part> parts,
-                    std::span<const std::uint64_t> key_hashes, std::span<std::byte> scratch,
-                    std::span<std::byte> slot);
 
 // After all are encoded: what no residual keeps is freed.
 inline void let_go(std::span<Gradient> gradients) {

@@ -94,8 +94,10 @@ class RequantisingExchange final : public Exchange {
     reencoded_ = AlignedBuffer(message_bytes_);
     workspace_ = AlignedBuffer(workspace);
     std::size_t residual = 0;
-    for (const Range& range : ranges_) {
-      residual = std::max({residual, scratch_bytes(range.worker), scratch_bytes(range.own)});
+    for (std::size_t i = 0; i < ranges_.size(); ++i) {
+      for (const Memory* memory : {ranges_[i].worker, ranges_[i].own}) {
+        residual = std::max(residual, residual_scratch_bytes(*layers_[i / ranks_].payload, memory));
+      }
     }
     residual_ = AlignedBuffer(residual);
     scratch_ = AlignedBuffer(static_cast<std::size_t>(scratch) * sizeof(float));
@@ -211,8 +213,8 @@ class RequantisingExchange final : public Exchange {
                                         workspace_.bytes());
       give_memory(layers_[i], grads_[i], range.begin, range.end, range.worker);
       const TensorView source = grads_[i].source.slice(range.begin, range.end);
-      const EncodeResult result =
-          encode(*layers_[i].payload, ctx, source, range.worker, residual_.bytes(), slot);
+      const EncodeResult result = encode(*layers_[i].payload, ctx, source, range.worker,
+                                         dither_of(range.hash, ctx), residual_.bytes(), slot);
       zero_slack(slot, result.bytes);
       if (result.nonfinite) {
         found_.look(i, range.begin, source, range.worker, true);
@@ -239,8 +241,8 @@ class RequantisingExchange final : public Exchange {
     const Context ctx =
         codec_context(layer, own.hash, step_, kEveryone, comm_.size(), workspace_.bytes());
     layer.payload->sum(ctx, bodies_, weight_, sum);
-    const EncodeResult result =
-        encode(*layer.payload, ctx, view(sum), own.own, residual_.bytes(), slot);
+    const EncodeResult result = encode(*layer.payload, ctx, view(sum), own.own,
+                                       dither_of(own.hash, ctx), residual_.bytes(), slot);
     zero_slack(slot, result.bytes);
     if (result.nonfinite) {
       found_.look(i, own.begin, view(sum), own.own, false);

@@ -198,7 +198,7 @@ class SparseExchange final : public Exchange {
       std::size_t slot_residual = 0;
       std::size_t slot_widened = 0;
       for (const std::size_t i : slot.layers) {
-        slot_residual += scratch_bytes(memories_[i]);
+        slot_residual += is_raw(slot) ? 0 : residual_scratch_bytes(*codec(slot), memories_[i]);
         slot_widened += sums_in_place(i) ? 0 : static_cast<std::size_t>(layers_[i].elements);
       }
       residual = std::max(residual, slot_residual);
@@ -218,7 +218,7 @@ class SparseExchange final : public Exchange {
     scratch_ = AlignedBuffer(widened * sizeof(float));
     grads_.reserve(layers_.size());
     parts_.reserve(together);
-    hashes_.reserve(together);
+    dithers_.reserve(together);
     sums_.reserve(together);
   }
 
@@ -245,19 +245,19 @@ class SparseExchange final : public Exchange {
   // Returns whether a gradient held NaN or Inf.
   bool encode(const Slot& slot) {
     const std::span<std::byte> out = message_.bytes().subspan(slot.offset, slot.bytes);
+    const Context ctx = context(slot);
     parts_.clear();
-    hashes_.clear();
+    dithers_.clear();
     for (const std::size_t i : slot.layers) {
       give_memory(layers_[i], grads_[i], 0, layers_[i].elements, memories_[i]);
       parts_.push_back({grads_[i].source, memories_[i]});
-      hashes_.push_back(layers_[i].key_hash);
+      dithers_.push_back(dither_of(layers_[i].key_hash, ctx));
     }
     const auto& [source, memory] = parts_.front();
-    const EncodeResult result = slot.joint()
-                                    ? collectives::encode(*codec(slot)->joint(), context(slot),
-                                                          parts_, hashes_, residual_.bytes(), out)
-                                    : collectives::encode(*codec(slot), context(slot), source,
-                                                          memory, residual_.bytes(), out);
+    const EncodeResult result =
+        slot.joint() ? thinwire::encode(*codec(slot), ctx, parts_, dithers_, residual_.bytes(), out)
+                     : thinwire::encode(*codec(slot), ctx, source, memory, dithers_.front(),
+                                        residual_.bytes(), out);
     zero_slack(out, result.bytes);
     if (result.nonfinite) {
       for (const std::size_t i : slot.layers) {
@@ -331,7 +331,7 @@ class SparseExchange final : public Exchange {
   std::vector<std::size_t> slot_of_;  // each layer's
   std::vector<Gradient> grads_;
   std::vector<JointCodec::Part> parts_;  // of one slot, as the next three
-  std::vector<std::uint64_t> hashes_;
+  std::vector<Dither> dithers_;
   std::vector<std::span<float>> sums_;
   std::vector<std::span<const std::byte>> bodies_;  // by sender
   std::vector<std::uint8_t> flags_;

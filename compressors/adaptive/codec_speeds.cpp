@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "compressors/core/aligned_buffer.h"
+#include "compressors/core/encode.h"
 #include "compressors/core/environment.h"
 #include "compressors/core/error.h"
 #include "compressors/core/memory.h"
@@ -78,15 +79,14 @@ CodecSpeed measure_payload(const PayloadCodec& codec, const CommonOptions& optio
                            std::vector<float>& gradient) {
   const AlignedBuffer workspace(codec.workspace_bytes(kElements));
   Memory memory(kElements, {.storage = options.storage, .needs = codec.memory_needs(kElements)});
-  const AlignedBuffer unpacked(memory.scratch_bytes());
+  const AlignedBuffer unpacked(residual_scratch_bytes(codec, &memory));
   std::vector<std::byte> body(codec.slot_bytes(kElements));
   std::vector<float> mean(gradient.size());
   CodecSpeed speed;
   speed.encode = least_seconds([&](int step) {
-    memory.unpack(unpacked.bytes());
-    codec.encode(context(workspace.bytes(), step), view(gradient),
-                 options.error_feedback ? &memory : nullptr, body);
-    memory.pack(random_stream(0, static_cast<std::uint64_t>(step), 0));
+    encode(codec, context(workspace.bytes(), step), view(gradient),
+           options.error_feedback ? &memory : nullptr,
+           make_dither(0, static_cast<std::uint64_t>(step), 0), unpacked.bytes(), body);
     memory.commit();
   });
   const std::vector<std::span<const std::byte>> bodies(kBodies, body);

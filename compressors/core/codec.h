@@ -34,6 +34,8 @@ struct Traits {
   // sparse: ranges of a tensor may go to owners, who sum what they get and encode it again
   // (split-reduce). Each range sends its share of what the whole would, chosen within the range.
   bool splits = false;
+  // encode takes a residual that is stored as bf16 as it is (Memory::open).
+  bool opened_residual = false;
 };
 
 struct EncodeResult {
@@ -106,9 +108,9 @@ class JointCodec {
   // Scratch that encode_joint or sum_joint of so many parts may need, in bytes.
   virtual std::size_t joint_workspace_bytes(std::int64_t n, std::size_t parts) const = 0;
 
-  // encode of the whole; the parts may differ in dtype. NaN or Inf in any of them: no memory is
-  // written. A part whose gradient is all zero, with a memory: that is left unwritten, and nothing
-  // of the part is sent; result.empty where all are so.
+  // encode of the whole; the parts may differ in dtype and in how residuals are stored. NaN or Inf
+  // in any of them: no memory is written. A part whose gradient is all zero, with a memory: that is
+  // left unwritten, and nothing of the part is sent; result.empty where all are so.
   virtual EncodeResult encode_joint(const Context& ctx, std::span<const Part> parts,
                                     std::span<std::byte> out) const = 0;
 

@@ -96,6 +96,14 @@ HWY_INLINE VU32 fp16_bits(VF32 x) {
   return hn::Or(sign, half);
 }
 
+// dithered_bf16(), as the upper halves of each.
+HWY_INLINE VU32 dithered_bf16_bits(VF32 x, VU32 noise) {
+  const F32 df;
+  const float most = to_float(BF16{kMaxBF16});
+  const VF32 bounded = hn::Clamp(x, hn::Set(df, -most), hn::Set(df, most));
+  return hn::Add(hn::BitCast(U32(), bounded), noise);
+}
+
 HWY_INLINE VF32 load_float(const float* p) { return hn::LoadU(F32(), p); }
 HWY_INLINE VF32 load_float(const BF16* p) { return float_from_bf16_bits(load_bits16(p)); }
 HWY_INLINE VF32 load_float(const FP16* p) { return float_from_fp16_bits(load_bits16(p)); }

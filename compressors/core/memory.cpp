@@ -1,24 +1,17 @@
 #include "compressors/core/memory.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "compressors/core/error.h"
+#include "compressors/core/huge_pages.h"
 
 namespace thinwire {
 namespace {
 
 constexpr std::size_t kAlignmentBytes = 64;
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 std::size_t generation_bytes(std::int64_t elements) {
   return static_cast<std::size_t>(elements) * sizeof(float);
@@ -28,21 +21,9 @@ std::size_t aligned_bytes(std::int64_t elements) {
   return (generation_bytes(elements) + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
 }
 
-// Zeroed: the first generation must read as zeros, and page faults belong here, not into a step.
 std::shared_ptr<float> allocate_generation(std::int64_t elements) {
-  const std::size_t bytes = generation_bytes(elements);
-  if (bytes == 0) return nullptr;
-  const bool huge = bytes >= kHugePageBytes;
-  const std::size_t alignment = huge ? kHugePageBytes : kAlignmentBytes;
-  const std::size_t padded = (bytes + alignment - 1) / alignment * alignment;
-  void* data = std::aligned_alloc(alignment, padded);
-  if (data == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  // Advice only: without huge pages everything still works.
-  if (huge) (void)madvise(data, padded, MADV_HUGEPAGE);
-#endif
-  std::memset(data, 0, padded);
-  return {static_cast<float*>(data), [](float* p) { std::free(p); }};
+  const std::shared_ptr<std::byte> pages = allocate_pages(generation_bytes(elements));
+  return {pages, reinterpret_cast<float*>(pages.get())};
 }
 
 }  // namespace
@@ -118,7 +99,7 @@ void Memory::unpack(std::span<std::byte> scratch) {
   packed_current_.read({current_.data.get(), size()});
 }
 
-void Memory::pack(const RandomStream& dither) {
+void Memory::pack(const Dither& dither) {
   if (!packs()) return;
   if (written_) {
     PackedResidual& to = options_.transactional ? packed_next_ : packed_current_;
@@ -126,6 +107,37 @@ void Memory::pack(const RandomStream& dither) {
   }
   current_ = {};
   next_ = {};
+}
+
+bool Memory::opens() const {
+  return options_.storage == ResidualStorage::kBF16 && options_.transactional;
+}
+
+void Memory::open(const Dither& dither) {
+  if (!opens()) {
+    throw InvalidArgument("residual opened that is not stored as bf16 in two generations");
+  }
+  dither_ = dither;
+}
+
+std::span<const BF16> Memory::opened_current() const {
+  check_open();
+  return packed_current_.bf16();
+}
+
+std::span<BF16> Memory::opened_next() {
+  check_open();
+  written_ = true;
+  return packed_next_.bf16();
+}
+
+const Dither& Memory::dither() const {
+  check_open();
+  return *dither_;
+}
+
+void Memory::check_open() const {
+  if (!dither_) throw InvalidArgument("packed residual used before it was opened");
 }
 
 void Memory::adopt(std::shared_ptr<float> storage) {

@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "compressors/core/dtype.h"
@@ -66,7 +67,18 @@ class Memory {
   // for kFP32.
   std::size_t scratch_bytes() const;
   void unpack(std::span<std::byte> scratch);
-  void pack(const RandomStream& dither);
+  void pack(const Dither& dither);
+  // A codec whose traits say opened_residual takes two generations of kBF16 as they are instead:
+  // open() before, close() after. It reads opened_current() and writes opened_next(), which marks
+  // the step as written, each element rounded by dithered_bf16(x, dither_bits(dither(), element)):
+  // what pack() would have written.
+  bool opens() const;
+  void open(const Dither& dither);
+  bool is_open() const { return dither_.has_value(); }
+  std::span<const BF16> opened_current() const;
+  std::span<BF16> opened_next();
+  const Dither& dither() const;
+  void close() { dither_.reset(); }
   // The generation being written this step; marks the step as written. Contents are unspecified
   // before the codec writes them (transactional) or equal current() (not transactional).
   std::span<float> next();
@@ -113,6 +125,7 @@ class Memory {
     const std::size_t n = static_cast<std::size_t>(options_.needs.state);
     return {n == 0 ? extra : extra + velocity_of(extra).size(), n};
   }
+  void check_open() const;
   void check_restore(std::size_t got, std::size_t expected, const char* what) const;
   void restore_part(std::span<const float> values, std::span<float> part, const char* what) const;
 
@@ -126,6 +139,7 @@ class Memory {
   PackedResidual packed_next_;
   std::shared_ptr<float> current_extra_;
   std::shared_ptr<float> next_extra_;
+  std::optional<Dither> dither_;  // while it is open
   bool written_ = false;
 };
 

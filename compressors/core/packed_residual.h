@@ -1,7 +1,7 @@
 // PackedResidual: one generation of a residual in fewer bytes than fp32. Owns its bytes. Writing
-// rounds; with a random stream so that the expected value is what was written (what error feedback
-// relies on: increments below a rounding step must not vanish), without one to the nearest, which
-// keeps every value that was read from a PackedResidual of the same kind as it is.
+// rounds; with dither so that the expected value is what was written (what error feedback relies
+// on: increments below a rounding step must not vanish), without it to the nearest, which keeps
+// every value that was read from a PackedResidual of the same kind as it is.
 //
 //   kBF16  2 bytes an element; finite values stay finite
 //   kQ8    33 bytes a block of 32 elements: 8-bit codes and one power of two for them, as MXINT8 of
@@ -16,6 +16,7 @@
 #include <memory>
 #include <span>
 
+#include "compressors/core/convert.h"
 #include "compressors/core/random.h"
 
 namespace thinwire {
@@ -30,13 +31,15 @@ class PackedResidual {
 
   std::size_t bytes() const;
   // `values`: finite, one an element. `dither` null: to the nearest.
-  void write(std::span<const float> values, const RandomStream* dither);
+  void write(std::span<const float> values, const Dither* dither);
   void read(std::span<float> values) const;
+  // kBF16: the values as they are stored, 64-byte aligned.
+  std::span<BF16> bf16() const;
 
  private:
   ResidualStorage storage_ = ResidualStorage::kBF16;
   std::int64_t elements_ = 0;
-  std::unique_ptr<std::byte[]> data_;
+  std::shared_ptr<std::byte> data_;
 };
 
 }  // namespace thinwire

@@ -10,7 +10,7 @@
 
 namespace thinwire {
 
-inline constexpr std::int64_t kPackedGroup = 128;  // elements that 16 random blocks serve
+inline constexpr std::int64_t kPackedGroup = 128;  // elements that are worked on together
 inline constexpr std::int64_t kPackedBlock = 32;   // elements of kQ8 that share a scale
 
 // Bytes of a group: kBF16 its values; kQ8 its codes, then the biased exponents of its scales.
@@ -19,9 +19,9 @@ constexpr std::int64_t packed_group_bytes(ResidualStorage storage) {
                                            : kPackedGroup + kPackedGroup / kPackedBlock;
 }
 
-// `count` groups from `group` on, counted from the residual's first element. Element 16 j + b of a
-// group is rounded by half j / 4 (0: the low one) of word j % 4 of the random block 16 group + b.
-void pack_groups(ResidualStorage storage, const float* values, const RandomStream* dither,
+// `count` groups from `group` on, counted from the residual's first element. Each element is
+// rounded by the dither_bits() of its number in the residual, modulo 2^32.
+void pack_groups(ResidualStorage storage, const float* values, const Dither* dither,
                  std::int64_t group, std::int64_t count, std::byte* out);
 void unpack_groups(ResidualStorage storage, const std::byte* in, std::int64_t count, float* values);
 

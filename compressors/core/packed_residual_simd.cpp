@@ -18,32 +18,27 @@ namespace {
 
 using I8 = hn::Rebind<std::int8_t, F32>;
 
-constexpr std::int64_t kRow = 16;  // elements of a group that one half of one random word serves
-
 std::int64_t row_lanes() { return static_cast<std::int64_t>(hn::Lanes(F32())); }
-
-// Calls round(element, noise) for vectors of the group, noise being 16 random bits a lane.
-template <typename Round>
-HWY_INLINE void with_noise(const RandomStream& dither, std::int64_t group, Round&& round) {
-  const U32 du;
-  for (std::int64_t b = 0; b < kRow; b += row_lanes()) {
-    VU32 words[4];
-    random_words(dither, static_cast<std::uint64_t>(kRow * group + b), words);
-    for (std::int64_t w = 0; w < 4; ++w) {
-      round(kRow * w + b, hn::And(words[w], hn::Set(du, 0xFFFFU)));
-      round(kRow * (w + 4) + b, hn::ShiftRight<16>(words[w]));
-    }
-  }
-}
 
 template <typename Round>
 HWY_INLINE void for_each_vector(Round&& round) {
   for (std::int64_t i = 0; i < kPackedGroup; i += row_lanes()) round(i);
 }
 
-void pack_bf16(const float* values, const RandomStream* dither, std::int64_t group,
-               std::byte* out) {
-  const U32 du;
+// Calls round(i, noise) for all vectors of the group.
+template <typename Round>
+HWY_INLINE void with_noise(const Dither& dither, std::int64_t group, Round&& round) {
+  for (std::int64_t row = 0; row < kPackedGroup; row += 32) {
+    for (std::int64_t i = row; i < row + 16; i += row_lanes()) {
+      const auto element = static_cast<std::uint32_t>(kPackedGroup * group + i);
+      const DitherPair noise = dither_pair(dither, element);
+      round(i, noise.low);
+      round(i + 16, noise.high);
+    }
+  }
+}
+
+void pack_bf16(const float* values, const Dither* dither, std::int64_t group, std::byte* out) {
   if (dither == nullptr) {
     for_each_vector([&](std::int64_t i) HWY_ATTR {
       store_bits16(bf16_bits<true>(hn::LoadU(F32(), values + i)), out + 2 * i);
@@ -51,13 +46,8 @@ void pack_bf16(const float* values, const RandomStream* dither, std::int64_t gro
     return;
   }
   with_noise(*dither, group, [&](std::int64_t i, VU32 noise) HWY_ATTR {
-    const VU32 bits = hn::BitCast(du, hn::LoadU(F32(), values + i));
-    const VU32 sign = hn::And(bits, hn::Set(du, kSignBit32));
-    const VU32 sum = hn::Add(hn::Xor(bits, sign), noise);
-    // As signed numbers: the sum of a finite magnitude and the noise is under 2^31.
-    const VU32 bounded =
-        hn::BitCast(du, hn::Min(hn::BitCast(I32(), sum), hn::Set(I32(), std::int32_t{0x7F7F0000})));
-    store_bits16(hn::ShiftRight<16>(hn::Or(bounded, sign)), out + 2 * i);
+    const VU32 bits = dithered_bf16_bits(hn::LoadU(F32(), values + i), noise);
+    store_bits16(hn::ShiftRight<16>(bits), out + 2 * i);
   });
 }
 
@@ -69,7 +59,7 @@ std::uint32_t largest_bits(const float* values) {
   return static_cast<std::uint32_t>(hn::GetLane(hn::MaxOfLanes(I32(), largest)));
 }
 
-void pack_q8(const float* values, const RandomStream* dither, std::int64_t group, std::byte* out) {
+void pack_q8(const float* values, const Dither* dither, std::int64_t group, std::byte* out) {
   const F32 df;
   float inverse[kPackedGroup / kPackedBlock];
   for (std::int64_t block = 0; block < kPackedGroup / kPackedBlock; ++block) {
@@ -96,8 +86,8 @@ void pack_q8(const float* values, const RandomStream* dither, std::int64_t group
   });
 }
 
-void pack(ResidualStorage storage, const float* values, const RandomStream* dither,
-          std::int64_t group, std::int64_t count, std::byte* out) {
+void pack(ResidualStorage storage, const float* values, const Dither* dither, std::int64_t group,
+          std::int64_t count, std::byte* out) {
   for (std::int64_t i = 0; i < count; ++i) {
     if (storage == ResidualStorage::kBF16) {
       pack_bf16(values, dither, group + i, out);
@@ -148,7 +138,7 @@ namespace thinwire {
 HWY_EXPORT(pack);
 HWY_EXPORT(unpack);
 
-void pack_groups(ResidualStorage storage, const float* values, const RandomStream* dither,
+void pack_groups(ResidualStorage storage, const float* values, const Dither* dither,
                  std::int64_t group, std::int64_t count, std::byte* out) {
   HWY_DYNAMIC_DISPATCH(pack)(storage, values, dither, group, count, out);
 }

@@ -16,6 +16,32 @@ HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
 
+// first, first + 1, ... hn::Iota with a variable makes GCC store it lane by lane, and load that.
+HWY_INLINE VU32 numbers_from(std::uint32_t first) {
+  return hn::Add(hn::Iota(U32(), 0), hn::Set(U32(), first));
+}
+
+// dither_word() of Lanes(U32()) consecutive words from `first`.
+HWY_INLINE VU32 dither_words(const Dither& dither, std::uint32_t first) {
+  const U32 du;
+  VU32 x = hn::Xor(numbers_from(first), hn::Set(du, dither.first));
+  x = hn::Mul(hn::Xor(x, hn::ShiftRight<16>(x)), hn::Set(du, 0x7FEB352DU));
+  x = hn::Add(hn::Xor(x, hn::ShiftRight<15>(x)), hn::Set(du, dither.second));
+  x = hn::Mul(x, hn::Set(du, 0x846CA68BU));
+  return hn::Xor(x, hn::ShiftRight<16>(x));
+}
+
+// dither_bits() of elements [element, element + lanes) and of those 16 further on; `element` is
+// less than 16 above a multiple of 32, and so is the last one.
+struct DitherPair {
+  VU32 low;
+  VU32 high;
+};
+HWY_INLINE DitherPair dither_pair(const Dither& dither, std::uint32_t element) {
+  const VU32 words = dither_words(dither, element / 32 * 16 + element % 16);
+  return {hn::And(words, hn::Set(U32(), 0xFFFFU)), hn::ShiftRight<16>(words)};
+}
+
 // Philox4x32-10 for Lanes(U32()) consecutive blocks from `first`; words[w] is the w-th word of
 // each.
 #if HWY_TARGET == HWY_SCALAR
@@ -29,7 +55,7 @@ HWY_INLINE void random_words(const RandomStream& stream, std::uint64_t first, VU
   const hn::Repartition<std::uint64_t, U32> dw;
   const auto low = [](std::uint64_t x) { return static_cast<std::uint32_t>(x); };
   const auto high = [](std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); };
-  VU32 c0 = hn::Iota(du, low(first));
+  VU32 c0 = numbers_from(low(first));
   VU32 c1 = hn::Set(du, high(first));
   VU32 c2 = hn::Set(du, low(stream.counter));
   VU32 c3 = hn::Set(du, high(stream.counter));

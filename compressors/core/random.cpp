@@ -25,6 +25,12 @@ RandomStream random_stream(std::uint64_t key_hash, std::uint64_t step, std::int3
           .counter = static_cast<std::uint32_t>(sender)};
 }
 
+Dither make_dither(std::uint64_t key_hash, std::uint64_t step, std::int32_t sender) {
+  constexpr std::uint64_t kDither = 0x52455349445541;
+  const auto block = random_block(random_stream(key_hash ^ kDither, step, sender), 0);
+  return {.first = block[0], .second = block[1]};
+}
+
 std::array<std::uint32_t, 4> random_block(const RandomStream& stream, std::uint64_t i) {
   std::array<std::uint32_t, 4> c = {low(i), high(i), low(stream.counter), high(stream.counter)};
   std::uint32_t k0 = low(stream.key);

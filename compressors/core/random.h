@@ -19,4 +19,30 @@ RandomStream random_stream(std::uint64_t key_hash, std::uint64_t step, std::int3
 // Block i of the stream: four independent uniform 32-bit words.
 std::array<std::uint32_t, 4> random_block(const RandomStream& stream, std::uint64_t i);
 
+// Random bits for rounding, so cheap that the pass which rounds stays bound by memory: a keyed hash
+// of the element's number, by Wellons' 32-bit finaliser "lowbias32" (2018), of which two elements
+// 16 apart take a half each. Of one key the bits of different elements pass for independent; it is
+// no generator for anything that is to last.
+struct Dither {
+  std::uint32_t first = 0;  // see make_dither()
+  std::uint32_t second = 0;
+};
+
+// `sender` as above. Apart from every random_stream() of the same arguments.
+Dither make_dither(std::uint64_t key_hash, std::uint64_t step, std::int32_t sender);
+
+// Of elements 32 i + j and 32 i + j + 16, j < 16: the low and the high half of word 16 i + j.
+constexpr std::uint32_t dither_word(const Dither& dither, std::uint32_t word) {
+  std::uint32_t x = word ^ dither.first;
+  x = (x ^ (x >> 16)) * 0x7FEB352DU;
+  x = ((x ^ (x >> 15)) + dither.second) * 0x846CA68BU;
+  return x ^ (x >> 16);
+}
+
+// 16 random bits.
+constexpr std::uint32_t dither_bits(const Dither& dither, std::uint32_t element) {
+  const std::uint32_t word = dither_word(dither, element / 32 * 16 + element % 16);
+  return element % 32 < 16 ? word & 0xFFFF : word >> 16;
+}
+
 }  // namespace thinwire

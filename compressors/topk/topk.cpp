@@ -79,7 +79,8 @@ class TopKCodec final : public PayloadCodec, public JointCodec {
     return {.sparse = true,
             .exact_sum = options_.values == TopKValues::kF32,
             .granularity = 0,
-            .splits = splits()};
+            .splits = splits(),
+            .opened_residual = !options_.momentum && options_.chunk == 0};
   }
 
   std::size_t slot_bytes(std::int64_t n) const override;

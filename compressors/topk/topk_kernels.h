@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <span>
 
+#include "compressors/core/convert.h"
+#include "compressors/core/random.h"
 #include "compressors/core/tensor_view.h"
 
 namespace thinwire::topk {
@@ -58,21 +60,32 @@ struct Momentum {
   bool streaming = false;  // stores to `next` go around the caches
 };
 
+// A residual that is stored as bf16 (Memory::open), of a scan.
+struct OpenedResidual {
+  const BF16* current = nullptr;  // null: there is none
+  BF16* next = nullptr;           // null: v is not stored; another memory than `current`
+  Dither dither = {};
+  std::uint32_t element = 0;  // the first one's number in the residual, a multiple of 32
+};
+
 struct Scan {
   const void* grad = nullptr;
   DType dtype = DType::kF32;        // fp32, bf16, fp16
   const float* residual = nullptr;  // null: v = grad
   float decay = 1.0F;
-  float* next = nullptr;    // null: v is not stored; may be `residual`, 64-byte aligned else
-  bool streaming = false;   // stores to `next` go around the caches
-  std::int64_t count = 0;   // elements
-  std::uint32_t first = 0;  // index of the first one
+  float* next = nullptr;       // null: v is not stored; may be `residual`, 64-byte aligned else
+  OpenedResidual opened = {};  // instead of `residual` and `next`
+  bool streaming = false;      // stores to `next` go around the caches
+  std::int64_t count = 0;      // elements
+  std::uint32_t first = 0;     // index of the first one
   Momentum momentum = {};
   // What the squares of `grad`, a chunk's sum after the other, are added to; null: they are not.
   // Only with momentum.
   double* squares = nullptr;
 };
 
+// From element `begin` on.
+OpenedResidual part_of(OpenedResidual opened, std::size_t begin);
 // Elements [begin, end) of a scan.
 Scan part_of(const Scan& scan, std::int64_t begin, std::int64_t end);
 

@@ -96,6 +96,7 @@ void sample_part(const Scan& scan, std::int64_t begin, const SamplePlan& plan,
   };
   const std::array<std::pair<const float*, float*>, 2> parts = {
       {{scan.residual, residual.data()}, {scan.momentum.velocity, velocity.data()}}};
+  const BF16* opened = scan.opened.current;
   const auto fetch = [&](const ChunkLines& lines) {
     for (std::int64_t i = 0; i < lines.count; ++i) {
       const std::int64_t line = lines.line[static_cast<std::size_t>(i)];
@@ -103,11 +104,13 @@ void sample_part(const Scan& scan, std::int64_t begin, const SamplePlan& plan,
       for (const auto& [from, to] : parts) {
         if (from != nullptr) __builtin_prefetch(from + (line - begin) * kLineElements);
       }
+      if (opened != nullptr) __builtin_prefetch(opened + (line - begin) * kLineElements);
     }
   };
   Scan gathered = scan;
   gathered.grad = grad.data();
-  gathered.residual = scan.residual == nullptr ? nullptr : residual.data();
+  gathered.residual = scan.residual == nullptr && opened == nullptr ? nullptr : residual.data();
+  gathered.opened = {};
   gathered.momentum.velocity = scan.momentum.velocity == nullptr ? nullptr : velocity.data();
   gathered.next = nullptr;
   gathered.streaming = false;
@@ -130,6 +133,10 @@ void sample_part(const Scan& scan, std::int64_t begin, const SamplePlan& plan,
         std::memcpy(to + i * kLineElements, from + (line - begin) * kLineElements,
                     kLineElements * sizeof(float));
       }
+      if (opened == nullptr) continue;
+      const BF16* from = opened + (line - begin) * kLineElements;
+      std::transform(from, from + kLineElements, residual.data() + i * kLineElements,
+                     [](BF16 x) { return to_float(x); });
     }
     gathered.count = now.count * kLineElements;
     topk::scan(gathered, sample);
@@ -153,8 +160,8 @@ void take_sample(std::span<const Scan> parts, const SamplePlan& plan, const Rand
 }
 
 // Calls visit(i) for every entry, the lines of `out` it will touch fetched before.
-template <typename Visit>
-void visit_scattered(std::span<const std::uint32_t> indices, std::uint32_t first, const float* out,
+template <typename T, typename Visit>
+void visit_scattered(std::span<const std::uint32_t> indices, std::uint32_t first, const T* out,
                      Visit visit) {
   const std::size_t count = indices.size();
   const auto fetch = [&](std::size_t begin) {
@@ -219,6 +226,14 @@ std::uint32_t check_threshold(const Scan& scan, const Candidates& candidates,
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
              std::uint32_t first, float* out) {
   visit_scattered(indices, first, out, [&](std::size_t i) { out[indices[i] - first] = values[i]; });
+}
+
+void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
+             std::uint32_t first, const OpenedResidual& out) {
+  visit_scattered(indices, first, out.next, [&](std::size_t i) {
+    const std::uint32_t at = indices[i] - first;
+    out.next[at] = dithered_bf16(values[i], dither_bits(out.dither, out.element + at));
+  });
 }
 
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,

@@ -36,6 +36,9 @@ double expected_hits(std::int64_t n, std::int64_t k);
 // out[indices[i] - first] = values[i].
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
              std::uint32_t first, float* out);
+// The same of a residual that is open.
+void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
+             std::uint32_t first, const OpenedResidual& out);
 // out[indices[i]] = values[i], rounded once to fp32, bf16 or fp16.
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, TensorView out);
 // out[indices[i]] += weight * values[i], the product rounded, then the sum.

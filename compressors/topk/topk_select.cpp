@@ -43,8 +43,16 @@ std::uint32_t select_magnitude(std::span<const float> values, std::size_t rank,
 
 }  // namespace
 
+OpenedResidual part_of(OpenedResidual opened, std::size_t begin) {
+  if (opened.current != nullptr) opened.current += begin;
+  if (opened.next != nullptr) opened.next += begin;
+  opened.element += static_cast<std::uint32_t>(begin);
+  return opened;
+}
+
 Scan part_of(const Scan& scan, std::int64_t begin, std::int64_t end) {
   Scan part = scan;
+  part.opened = part_of(scan.opened, static_cast<std::size_t>(begin));
   part.count = end - begin;
   part.first += static_cast<std::uint32_t>(begin);
   part.grad = static_cast<const char*>(scan.grad) +

@@ -26,8 +26,13 @@ std::size_t array_size(std::int64_t n, std::int64_t keep) {
   return std::max(candidate_capacity(n, keep), sample_capacity(n, keep));
 }
 
-// The scan of what an earlier one has stored or would have.
+// The scan of what an earlier one has stored or would have. An opened residual has it rounded.
 Scan stored(const Scan& first) {
+  if (first.opened.current != nullptr) {
+    Scan again = first;
+    again.opened.next = nullptr;
+    return again;
+  }
   if (first.next == nullptr) return first;
   return {.grad = first.next, .count = first.count, .first = first.first};
 }
@@ -59,6 +64,7 @@ BodyMode look_ahead_of(const Scan& first) {
                   .threshold = kMagnitudeMask + 1};
   Scan looking = first;
   looking.next = nullptr;
+  looking.opened.next = nullptr;
   looking.momentum.next = nullptr;
   looking.squares = nullptr;
   const ScanSummary summary = scan(looking, none);
@@ -155,8 +161,12 @@ Selection prepare(std::span<const JointCodec::Part> tensors, const Momentum* mom
             .first = static_cast<std::uint32_t>(first)};
     first += grad.elements;
     if (memory != nullptr) {
-      part.residual = memory->current().data();
       part.decay = memory->decay();
+      if (memory->is_open()) {
+        part.opened = {.current = memory->opened_current().data(), .dither = memory->dither()};
+      } else {
+        part.residual = memory->current().data();
+      }
     }
     if (momentum != nullptr) part.momentum = *momentum;
     const BodyMode mark = mark_of(tensors[i], part, tensors.size() == 1, in_place);
@@ -174,6 +184,11 @@ Selection prepare(std::span<const JointCodec::Part> tensors, const Momentum* mom
     const auto& [grad, memory] = tensors[i];
     Scan& part = selection.parts[i];
     if (memory == nullptr || part.count == 0) continue;
+    if (memory->is_open()) {
+      part.opened.next = memory->opened_next().data();
+      part.streaming = static_cast<std::size_t>(grad.elements) * sizeof(float) >= kStreamBytes;
+      continue;
+    }
     part.next = memory->next().data();
     part.streaming = writes_past_caches(grad, part.residual, part.next);
     if (momentum == nullptr) continue;
@@ -215,8 +230,11 @@ void scatter_to_memories(const Selection& selection, std::span<const float> valu
     const auto after =
         std::lower_bound(indices.begin() + static_cast<std::ptrdiff_t>(begin), indices.end(), last);
     const auto size = static_cast<std::size_t>(after - indices.begin()) - begin;
-    if (part.next != nullptr) {
-      scatter(indices.subspan(begin, size), values.subspan(begin, size), part.first, part.next);
+    const auto of_part = indices.subspan(begin, size);
+    if (part.opened.next != nullptr) {
+      scatter(of_part, values.subspan(begin, size), part.first, part.opened);
+    } else if (part.next != nullptr) {
+      scatter(of_part, values.subspan(begin, size), part.first, part.next);
     }
     begin += size;
   }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "compressors/topk/topk_kernels.h"
+#include "compressors/topk/topk_sample.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "compressors/topk/topk_simd.cpp"
@@ -13,14 +14,18 @@
 
 #include "compressors/core/convert-inl.h"
 #include "compressors/core/convert.h"
+#include "compressors/core/random-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::topk {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+using thinwire::HWY_NAMESPACE::dither_pair;
+using thinwire::HWY_NAMESPACE::dithered_bf16_bits;
 using thinwire::HWY_NAMESPACE::F32;
 using thinwire::HWY_NAMESPACE::load_float;
+using thinwire::HWY_NAMESPACE::store_bits16;
 
 // 16 lanes at most: a line has so many elements.
 using F = hn::CappedTag<float, 16>;
@@ -44,17 +49,8 @@ struct Running {
   hn::Vec<U> gradient_bits;  // or of all, per lane
 };
 
-template <bool kResidual>
-HWY_INLINE hn::Vec<F> load_v(F d, const float* grad, const float* residual, hn::Vec<F> decay,
-                             Running& running) {
-  const auto g = hn::LoadU(d, grad);
-  running.gradient_bits = hn::Or(running.gradient_bits, hn::BitCast(U(), g));
-  if constexpr (kResidual) {
-    return hn::Add(g, hn::Mul(decay, hn::LoadU(d, residual)));
-  } else {
-    return g;
-  }
-}
+// How a scan finds the residual, and leaves the next one.
+enum class Kept : std::uint8_t { kNothing, kF32, kBF16 };
 
 HWY_INLINE hn::Vec<I> magnitude_of(hn::Vec<F> v) {
   return hn::And(hn::BitCast(I(), v), hn::Set(I(), static_cast<std::int32_t>(kMagnitudeMask)));
@@ -65,66 +61,146 @@ struct Chunk {
   const float* grad;
   const float* residual;
   float* next;
+  OpenedResidual opened = {};
   std::size_t count;
   // The whole chunk of fp32 behind it, of each input; null: there is none.
   const float* grad_ahead = nullptr;
   const float* residual_ahead = nullptr;
+  const BF16* opened_ahead = nullptr;
   const float* velocity_ahead = nullptr;
 };
 
-// Elements [at, at + 16).
-template <bool kResidual, bool kStreaming>
-HWY_INLINE void scan_line(const Chunk& chunk, std::size_t at, hn::Vec<F> decay, hn::Vec<I> below,
-                          Running& running, std::uint8_t* hits) {
+template <Kept kKept>
+HWY_INLINE hn::Vec<F> load_v(const Chunk& chunk, std::size_t i, hn::Vec<F> decay,
+                             Running& running) {
   const F d;
-  const std::size_t lanes = hn::Lanes(d);
-  for (std::size_t i = at; i < at + kLine; i += lanes) {
-    const float* residual = kResidual ? chunk.residual + i : nullptr;
-    const auto v = load_v<kResidual>(d, chunk.grad + i, residual, decay, running);
+  const auto g = hn::LoadU(d, chunk.grad + i);
+  running.gradient_bits = hn::Or(running.gradient_bits, hn::BitCast(U(), g));
+  if constexpr (kKept == Kept::kF32) {
+    return hn::Add(g, hn::Mul(decay, hn::LoadU(d, chunk.residual + i)));
+  } else if constexpr (kKept == Kept::kBF16) {
+    return hn::Add(g, hn::Mul(decay, load_float(chunk.opened.current + i)));
+  } else {
+    return g;
+  }
+}
+
+template <bool kStreaming>
+HWY_INLINE void store_v(hn::Vec<F> v, const Chunk& chunk, std::size_t i) {
+  if constexpr (kStreaming) {
+    hn::Stream(v, F(), chunk.next + i);
+  } else if (chunk.next != nullptr) {
+    hn::StoreU(v, F(), chunk.next + i);
+  }
+}
+
+// Elements from `i` on and those from i + 16 on, of a row of 32.
+template <bool kStreaming>
+HWY_INLINE void store_rounded(hn::Vec<F> low, hn::Vec<F> high, const Chunk& chunk, std::size_t i) {
+  if (chunk.opened.next == nullptr) return;
+  const auto noise =
+      dither_pair(chunk.opened.dither, chunk.opened.element + static_cast<std::uint32_t>(i));
+  const auto first = dithered_bf16_bits(low, noise.low);
+  const auto second = dithered_bf16_bits(high, noise.high);
+  auto* to = reinterpret_cast<std::uint16_t*>(chunk.opened.next + i);
+#if HWY_TARGET != HWY_SCALAR
+  if (hn::Lanes(F()) == kLine) {
+    const hn::Repartition<std::uint16_t, F> halves;
+    const auto upper =
+        hn::ConcatOdd(halves, hn::BitCast(halves, second), hn::BitCast(halves, first));
     if constexpr (kStreaming) {
-      hn::Stream(v, d, chunk.next + i);
-    } else if (chunk.next != nullptr) {
-      hn::StoreU(v, d, chunk.next + i);
+      hn::Stream(upper, halves, to);
+    } else {
+      hn::StoreU(upper, halves, to);
     }
+    return;
+  }
+#endif
+  store_bits16(hn::ShiftRight<16>(first), to);
+  store_bits16(hn::ShiftRight<16>(second), to + kLine);
+}
+
+// Elements that are scanned in one go: a cache line of what is stored.
+template <Kept kKept>
+inline constexpr std::size_t kStep = kKept == Kept::kBF16 ? 2 * kLine : kLine;
+
+// Elements [at, at + kStep).
+template <Kept kKept, bool kStreaming>
+HWY_INLINE void scan_step(const Chunk& chunk, std::size_t at, hn::Vec<F> decay, hn::Vec<I> below,
+                          Running& running, std::uint8_t* hits) {
+  const std::size_t lanes = hn::Lanes(F());
+  const auto look_at = [&](hn::Vec<F> v, std::uint8_t*& to) HWY_ATTR {
     const auto magnitude = magnitude_of(v);
     running.magnitude = hn::Max(running.magnitude, magnitude);
     std::uint8_t bits[8];  // as many as StoreMaskBits may write
     const std::size_t bytes = hn::StoreMaskBits(I(), hn::Gt(magnitude, below), bits);
-    std::memcpy(hits, bits, bytes);
-    hits += bytes;
+    std::memcpy(to, bits, bytes);
+    to += bytes;
+  };
+  if constexpr (kKept == Kept::kBF16) {
+    std::uint8_t* later = hits + Hits::bytes_a_line();
+    for (std::size_t i = at; i < at + kLine; i += lanes) {
+      const auto low = load_v<kKept>(chunk, i, decay, running);
+      const auto high = load_v<kKept>(chunk, i + kLine, decay, running);
+      store_rounded<kStreaming>(low, high, chunk, i);
+      look_at(low, hits);
+      look_at(high, later);
+    }
+  } else {
+    for (std::size_t i = at; i < at + kStep<kKept>; i += lanes) {
+      const auto v = load_v<kKept>(chunk, i, decay, running);
+      store_v<kStreaming>(v, chunk, i);
+      look_at(v, hits);
+    }
   }
 }
 
-template <bool kResidual, bool kStreaming>
+template <Kept kKept, bool kStreaming>
 HWY_INLINE void scan_lines(const Chunk chunk, hn::Vec<F> decay, hn::Vec<I> below, Running& so_far,
                            std::uint8_t* hits) {
   const std::size_t bytes = Hits::bytes_a_line();
   // A local, in registers: for all the compiler knows, stores of bits may change what lies outside.
   Running running = so_far;
   const auto scan = [&](std::size_t at) HWY_ATTR {
-    scan_line<kResidual, kStreaming>(chunk, at, decay, below, running, hits + at / kLine * bytes);
+    scan_step<kKept, kStreaming>(chunk, at, decay, below, running, hits + at / kLine * bytes);
   };
+  constexpr std::size_t kSize = kStep<kKept>;
   std::size_t at = 0;
   if (chunk.count == kChunkElements) {
-    for (; at < kPage; at += kLine) {
+    for (; at < kPage; at += kSize) {
       for (std::size_t page = 0; page < kPages; ++page) scan(at + page * kPage);
     }
     so_far = running;
     return;
   }
-  for (; at + kLine <= chunk.count; at += kLine) scan(at);
+  for (; at + kSize <= chunk.count; at += kSize) scan(at);
   so_far = running;
   const std::size_t rest = chunk.count - at;
   if (rest == 0) return;
   // The last elements through padded copies, zeros behind them: never candidates.
-  HWY_ALIGN float grad[kLine] = {};
-  HWY_ALIGN float residual[kLine] = {};
-  HWY_ALIGN float next[kLine];
+  HWY_ALIGN float grad[kSize] = {};
+  HWY_ALIGN float residual[kSize] = {};
+  HWY_ALIGN float next[kSize];
+  HWY_ALIGN BF16 opened[kSize] = {};
+  HWY_ALIGN BF16 opened_next[kSize];
+  Chunk last{.grad = grad, .residual = residual, .next = next, .count = kSize};
   std::memcpy(grad, chunk.grad + at, rest * sizeof(float));
-  if constexpr (kResidual) std::memcpy(residual, chunk.residual + at, rest * sizeof(float));
-  scan_line<kResidual, false>({grad, residual, next, kLine}, 0, decay, below, so_far,
-                              hits + at / kLine * bytes);
-  if (chunk.next != nullptr) std::memcpy(chunk.next + at, next, rest * sizeof(float));
+  if constexpr (kKept == Kept::kF32) {
+    std::memcpy(residual, chunk.residual + at, rest * sizeof(float));
+  } else if constexpr (kKept == Kept::kBF16) {
+    std::memcpy(opened, chunk.opened.current + at, rest * sizeof(BF16));
+    last.opened = {.current = opened,
+                   .next = opened_next,
+                   .dither = chunk.opened.dither,
+                   .element = chunk.opened.element + static_cast<std::uint32_t>(at)};
+  }
+  scan_step<kKept, false>(last, 0, decay, below, so_far, hits + at / kLine * bytes);
+  if constexpr (kKept == Kept::kBF16) {
+    if (chunk.opened.next == nullptr) return;
+    std::memcpy(chunk.opened.next + at, opened_next, rest * sizeof(BF16));
+  } else if (chunk.next != nullptr) {
+    std::memcpy(chunk.next + at, next, rest * sizeof(float));
+  }
 }
 
 // Numbers of the set bits' elements, in order, to `at`; returns how many. Writes up to three more.
@@ -138,6 +214,7 @@ HWY_INLINE std::size_t list_hits(const Chunk& chunk, Hits& hits, std::uint16_t* 
     const std::size_t ahead = byte / 8 % kPages * kPage + byte / 8 / kPages * kLine;
     if (chunk.grad_ahead != nullptr) __builtin_prefetch(chunk.grad_ahead + ahead);
     if (chunk.residual_ahead != nullptr) __builtin_prefetch(chunk.residual_ahead + ahead);
+    if (chunk.opened_ahead != nullptr) __builtin_prefetch(chunk.opened_ahead + ahead);
     if (chunk.velocity_ahead != nullptr) __builtin_prefetch(chunk.velocity_ahead + ahead);
     std::uint64_t word = 0;
     std::memcpy(&word, hits.bits + byte, sizeof word);
@@ -156,7 +233,7 @@ HWY_INLINE std::size_t list_hits(const Chunk& chunk, Hits& hits, std::uint16_t* 
 }
 
 // Appends the elements whose bits are set, in order.
-template <bool kResidual, bool kStreaming>
+template <Kept kKept, bool kStreaming>
 HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits, std::uint32_t first,
                           Candidates& c) {
   std::uint16_t at[kChunkElements + 4];
@@ -166,7 +243,10 @@ HWY_INLINE void take_hits(const Scan& args, const Chunk& chunk, Hits& hits, std:
   for (std::size_t j = 0; j < count; ++j) {
     const std::size_t i = at[j];
     float v = stored ? chunk.next[i] : chunk.grad[i];
-    if (kResidual && !stored) {
+    if (kKept == Kept::kBF16) {
+      const float kept = args.decay * to_float(chunk.opened.current[i]);
+      v += kept;
+    } else if (kKept == Kept::kF32 && !stored) {
       const float kept = args.decay * chunk.residual[i];
       v += kept;
     }
@@ -284,7 +364,7 @@ HWY_INLINE void correct_chunk(const float* grad, const Momentum& m, std::size_t 
   running.gradient_bits = bits;
 }
 
-template <bool kResidual, bool kStreaming>
+template <Kept kKept, bool kStreaming>
 void scan_chunks(const Scan& args, Running& running, Candidates& c) {
   HWY_ALIGN float widened[kChunkElements];
   HWY_ALIGN float corrected[kChunkElements];
@@ -296,12 +376,16 @@ void scan_chunks(const Scan& args, Running& running, Candidates& c) {
     if (c.count + count > c.capacity) keep_largest(c);
     const void* source = static_cast<const char*>(args.grad) + i * size_bytes(args.dtype);
     Chunk chunk{.grad = widen(source, args.dtype, count, widened),
-                .residual = kResidual ? args.residual + i : nullptr,
+                .residual = kKept == Kept::kF32 ? args.residual + i : nullptr,
                 .next = args.next == nullptr ? nullptr : args.next + i,
+                .opened = part_of(args.opened, i),
                 .count = count};
     const bool followed = i + 2 * kChunkElements <= total;
     if (followed && args.dtype == DType::kF32) chunk.grad_ahead = chunk.grad + kChunkElements;
-    if (followed && kResidual) chunk.residual_ahead = chunk.residual + kChunkElements;
+    if (followed && kKept == Kept::kF32) chunk.residual_ahead = chunk.residual + kChunkElements;
+    if (followed && kKept == Kept::kBF16) {
+      chunk.opened_ahead = chunk.opened.current + kChunkElements;
+    }
     if (args.momentum.velocity != nullptr) {
       Momentum momentum = args.momentum;
       momentum.velocity += i;
@@ -314,24 +398,29 @@ void scan_chunks(const Scan& args, Running& running, Candidates& c) {
     }
     const auto gradient_bits = running.gradient_bits;
     const auto below = hn::Set(I(), static_cast<std::int32_t>(c.threshold - 1));
-    scan_lines<kResidual, kStreaming>(chunk, decay, below, running, hits.bits);
+    scan_lines<kKept, kStreaming>(chunk, decay, below, running, hits.bits);
     if (chunk.grad == corrected) running.gradient_bits = gradient_bits;
-    take_hits<kResidual, kStreaming>(args, chunk, hits, args.first + static_cast<std::uint32_t>(i),
-                                     c);
+    take_hits<kKept, kStreaming>(args, chunk, hits, args.first + static_cast<std::uint32_t>(i), c);
   }
   if (kStreaming || args.momentum.streaming) hwy::FlushStream();
+}
+
+template <Kept kKept>
+void scan_kept(const Scan& args, Running& running, Candidates& c) {
+  args.streaming ? scan_chunks<kKept, true>(args, running, c)
+                 : scan_chunks<kKept, false>(args, running, c);
 }
 
 ScanSummary scan_all(const Scan& args, Candidates& c) {
   Running running{hn::Zero(I()), hn::Zero(U())};
   // A local: the compiler cannot know that float stores leave the struct alone.
   Candidates local = c;
-  if (args.residual == nullptr) {
-    args.streaming ? scan_chunks<false, true>(args, running, local)
-                   : scan_chunks<false, false>(args, running, local);
+  if (args.opened.current != nullptr) {
+    scan_kept<Kept::kBF16>(args, running, local);
+  } else if (args.residual != nullptr) {
+    scan_kept<Kept::kF32>(args, running, local);
   } else {
-    args.streaming ? scan_chunks<true, true>(args, running, local)
-                   : scan_chunks<true, false>(args, running, local);
+    scan_kept<Kept::kNothing>(args, running, local);
   }
   c = local;
   HWY_ALIGN std::uint32_t lanes[16] = {};
@@ -488,6 +577,10 @@ ScanSummary scan(const Scan& args, Candidates& candidates) {
 
 void patch(const Scan& args, std::span<const std::uint32_t> indices, std::size_t first,
            const float* values) {
+  if (args.opened.next != nullptr) {
+    scatter(indices.subspan(first), {values, indices.size() - first}, args.first, args.opened);
+    return;
+  }
   if (args.streaming) {
     HWY_DYNAMIC_DISPATCH(patch_lines)(args, indices, first, values);
     return;

@@ -52,7 +52,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "compressors/core/aligned_buffer.h"
 #include "compressors/core/codec_support.h"
+#include "compressors/core/encode.h"
 #include "compressors/core/random.h"
 #include "compressors/core/simd.h"
 #include "compressors/core/spec.h"
@@ -265,7 +267,7 @@ class PayloadSet {
       : codec_(*codec.payload), workspace_(codec_.workspace_bytes(n)) {
     for (std::size_t i = 0; i < layers; ++i)
       layers_.emplace_back(codec, n, gradients, seed + 2 * i + 1);
-    if (last().memory) scratch_.emplace(last().memory->scratch_bytes());
+    scratch_ = AlignedBuffer(residual_scratch_bytes(codec_, last().memory.get()));
     if (codec_.memory_needs(n).state == 0) return;
     for (int step = -kCarriedSteps; step < -1; ++step) encode(step);
   }
@@ -276,10 +278,9 @@ class PayloadSet {
     const Context ctx{.workspace = workspace_.bytes(), .step = static_cast<std::uint64_t>(round)};
     return over_all([&](Layer& layer) {
       const double s = seconds([&] {
-        if (layer.memory) layer.memory->unpack(scratch_->bytes());
-        layer.bytes =
-            codec_.encode(ctx, layer.grad_of(round), layer.memory.get(), layer.body).bytes;
-        if (layer.memory) layer.memory->pack(random_stream(0, ctx.step, 0));
+        layer.bytes = thinwire::encode(codec_, ctx, layer.grad_of(round), layer.memory.get(),
+                                       make_dither(0, ctx.step, 0), scratch_.bytes(), layer.body)
+                          .bytes;
       });
       if (layer.memory) layer.memory->commit();
       return s;
@@ -318,7 +319,7 @@ class PayloadSet {
 
   const PayloadCodec& codec_;
   Buffer workspace_;
-  std::optional<Buffer> scratch_;
+  AlignedBuffer scratch_;
   std::vector<Layer> layers_;
 };
 

@@ -97,7 +97,7 @@ TEST(Memory, VelocityAndStateFollowTheResidual) {
 
 TEST(Memory, OtherStoragesAreWorkedOnInScratch) {
   constexpr std::int64_t kElements = 200;
-  constexpr RandomStream kDither = {.key = 1, .counter = 2};
+  constexpr Dither kDither = {.first = 1, .second = 2};
   for (const ResidualStorage storage : {ResidualStorage::kBF16, ResidualStorage::kQ8}) {
     for (const bool transactional : {true, false}) {
       Memory memory(kElements, {.transactional = transactional, .storage = storage});
@@ -143,6 +143,41 @@ TEST(Memory, OtherStoragesAreWorkedOnInScratch) {
     }
   }
   EXPECT_EQ(Memory(5).scratch_bytes(), 0U);
+}
+
+TEST(Memory, BF16IsOpenedWhereItHasTwoGenerations) {
+  constexpr Dither kDither = {.first = 3, .second = 4};
+  Memory memory(3, {.storage = ResidualStorage::kBF16});
+  EXPECT_TRUE(memory.opens());
+  EXPECT_FALSE(memory.is_open());
+  EXPECT_THROW((void)memory.opened_current(), InvalidArgument);
+  EXPECT_THROW((void)memory.opened_next(), InvalidArgument);
+  EXPECT_THROW((void)memory.dither(), InvalidArgument);
+  memory.restore(std::vector<float>{1, 2, 3});
+  memory.open(kDither);
+  EXPECT_EQ(memory.dither().second, 4U);
+  EXPECT_EQ(to_float(memory.opened_current()[2]), 3);
+  EXPECT_FALSE(memory.written());
+  std::ranges::fill(memory.opened_next(), to_bf16(5));
+  EXPECT_TRUE(memory.written());
+  memory.close();
+  std::vector<float> read(3);
+  memory.rollback();
+  memory.read(read);
+  EXPECT_THAT(read, ElementsAre(1, 2, 3));
+  memory.open(kDither);
+  std::ranges::fill(memory.opened_next(), to_bf16(5));
+  memory.close();
+  memory.commit();
+  memory.read(read);
+  EXPECT_THAT(read, Each(5));
+  for (const MemoryOptions& options :
+       {MemoryOptions{}, MemoryOptions{.storage = ResidualStorage::kQ8},
+        MemoryOptions{.transactional = false, .storage = ResidualStorage::kBF16}}) {
+    Memory other(3, options);
+    EXPECT_FALSE(other.opens());
+    EXPECT_THROW(other.open(kDither), InvalidArgument);
+  }
 }
 
 TEST(Memory, OneGenerationIsWrittenInPlaceAndCannotRollBack) {

@@ -19,10 +19,10 @@ namespace {
 using Floats = std::vector<float>;
 
 constexpr ResidualStorage kStorages[] = {ResidualStorage::kBF16, ResidualStorage::kQ8};
-constexpr RandomStream kDither = {.key = 0x1234, .counter = 5};
+constexpr Dither kDither = {.first = 0x1234, .second = 0xFEDC5678};
 constexpr std::int64_t kSizes[] = {0, 1, 31, 32, 33, 127, 128, 129, 1000, 4099};
 
-Floats kept(ResidualStorage storage, const Floats& values, const RandomStream* dither) {
+Floats kept(ResidualStorage storage, const Floats& values, const Dither* dither) {
   PackedResidual packed(storage, static_cast<std::int64_t>(values.size()));
   packed.write(values, dither);
   Floats read(values.size(), 99.0F);
@@ -74,9 +74,11 @@ TEST(PackedResidual, RoundsAsTheReferenceDoesOnEveryTarget) {
         const Floats step = steps(storage, values);
         Floats expected(values.size());
         for (std::size_t i = 0; i < values.size(); ++i) {
-          const auto word = random_block(kDither, 16 * (i / 128) + i % 16)[i / 16 % 4];
-          const std::uint32_t noise = (i % 128 < 64 ? word : word >> 16) & 0xFFFF;
+          const std::uint32_t noise = dither_bits(kDither, static_cast<std::uint32_t>(i));
           expected[i] = rounded(storage, values[i], step[i], noise);
+          if (storage == ResidualStorage::kBF16) {
+            ASSERT_EQ(to_float(dithered_bf16(values[i], noise)), expected[i]);
+          }
         }
         for_each_simd_target([&] { EXPECT_EQ(kept(storage, values, &kDither), expected); });
       }
@@ -90,7 +92,7 @@ TEST(PackedResidual, IsWithinAStepAndKeepsWhatItOnceKept) {
       SCOPED_TRACE(testing::Message() << static_cast<int>(storage) << " " << name(pattern));
       const Floats values = make_values(pattern, 4099, 7);
       const Floats step = steps(storage, values);
-      for (const RandomStream* dither : {static_cast<const RandomStream*>(nullptr), &kDither}) {
+      for (const Dither* dither : {static_cast<const Dither*>(nullptr), &kDither}) {
         const Floats once = kept(storage, values, dither);
         for (std::size_t i = 0; i < values.size(); ++i) {
           const double bound = dither == nullptr ? 0.5 : 1.0;
@@ -113,7 +115,7 @@ TEST(PackedResidual, RoundingIsUnbiased) {
   for (const ResidualStorage storage : kStorages) {
     std::vector<double> mean(values.size());
     for (int draw = 0; draw < kDraws; ++draw) {
-      const RandomStream dither = random_stream(static_cast<std::uint64_t>(draw), 1, 0);
+      const Dither dither = make_dither(static_cast<std::uint64_t>(draw), 1, 0);
       const Floats read = kept(storage, values, &dither);
       for (std::size_t i = 0; i < values.size(); ++i) mean[i] += read[i] / double{kDraws};
     }
