@@ -90,7 +90,8 @@ std::string canonical(const AutoOptions& options) {
     text += (i == 0 ? ",families=" : "|") + options.families[i];
   }
   if (!options.at_least.empty()) text += ",at_least=" + options.at_least;
-  return text + options.common;
+  const bool fp32 = options.memory_said && options.options.storage == ResidualStorage::kFP32;
+  return text + options.common + (fp32 ? ",memory=fp32" : "");
 }
 
 }  // namespace
@@ -98,6 +99,14 @@ std::string canonical(const AutoOptions& options) {
 bool is_auto(std::string_view spec) {
   const std::size_t end = spec.find_first_of(":,=");
   return spec.substr(0, end) == kAuto;
+}
+
+CommonOptions AutoOptions::options_for(bool takes_bf16) const {
+  CommonOptions chosen = options;
+  if (!memory_said && takes_bf16 && options.error_feedback && options.transactional) {
+    chosen.storage = ResidualStorage::kBF16;
+  }
+  return chosen;
 }
 
 AutoOptions parse_auto(std::string_view spec) {
@@ -109,6 +118,7 @@ AutoOptions parse_auto(std::string_view spec) {
   AutoOptions options;
   options.options = read_common(reader);
   options.common = common_text(options.options);
+  options.memory_said = reader.text("memory", "bf16").has_value();
   read_budget(reader, options);
   read_families(reader, options);
   if (const auto bound = reader.text("at_least", "q8")) {

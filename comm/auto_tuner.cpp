@@ -76,7 +76,7 @@ class AutoTuner::Impl {
 
   std::span<const std::size_t> wanted() const { return wanted_now_; }
 
-  void sample(std::size_t layer, TensorView gradient, std::span<const float> residual) {
+  void sample(std::size_t layer, TensorView gradient, TensorView residual) {
     samples_.emplace_back().layer = layer;
     take_sample({.grad = gradient,
                  .shape = layers_[layer].shape,
@@ -393,7 +393,7 @@ AutoTuner::~AutoTuner() = default;
 Plan AutoTuner::plan() const { return impl_->plan(); }
 void AutoTuner::go_on_with(const std::vector<std::string>& codecs) { impl_->go_on_with(codecs); }
 std::span<const std::size_t> AutoTuner::wanted() const { return impl_->wanted(); }
-void AutoTuner::sample(std::size_t layer, TensorView gradient, std::span<const float> residual) {
+void AutoTuner::sample(std::size_t layer, TensorView gradient, TensorView residual) {
   impl_->sample(layer, gradient, residual);
 }
 void AutoTuner::end_step(const StepTimes& step) { impl_->end_step(step); }

@@ -53,7 +53,7 @@ class AutoTuner {
   std::span<const std::size_t> wanted() const;
   // v = gradient + decay * residual, before it is encoded; `residual` as long, or empty. Copies a
   // part of it.
-  void sample(std::size_t layer, TensorView gradient, std::span<const float> residual);
+  void sample(std::size_t layer, TensorView gradient, TensorView residual);
 
   // After each step: that it was committed and went by the plan, or not.
   void end_step(const StepTimes& step);

@@ -107,11 +107,10 @@ void MemoryTable::set_plan(std::shared_ptr<const Plan> plan, float owner_weight)
   plan_ = std::move(plan);
 }
 
-std::span<const float> MemoryTable::residual(std::size_t layer) {
+TensorView MemoryTable::residual(std::size_t layer) {
   const auto one = first_of(layer);
-  if (one != memories_.end() && one->first == whole(layer) &&
-      info_[layer].options.storage == ResidualStorage::kFP32) {
-    return one->second->current();
+  if (one != memories_.end() && one->first == whole(layer)) {
+    if (const auto stored = one->second->as_stored()) return *stored;
   }
   bool any = false;
   for (auto held = first_of(layer); held != memories_.end() && held->first.layer == layer; ++held) {
@@ -122,7 +121,7 @@ std::span<const float> MemoryTable::residual(std::size_t layer) {
     memory->read(std::span(copy_).subspan(static_cast<std::size_t>(slot.begin),
                                           static_cast<std::size_t>(slot.end - slot.begin)));
   }
-  return any ? std::span<const float>(copy_) : std::span<const float>();
+  return any ? view(copy_) : TensorView();
 }
 
 // Memories that memory() has given out stay where they are.

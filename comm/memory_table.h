@@ -47,7 +47,7 @@ class MemoryTable final : public MemoryStore {
 
   // What workers hold of the layer, or a copy of it; empty where nothing is held. Valid until the
   // next call of any.
-  std::span<const float> residual(std::size_t layer);
+  TensorView residual(std::size_t layer);
 
   // Another plan for the same layers. Where a layer's codec is another one, or it begins or ends
   // to be split-reduced or gathered, what is pending becomes its worker's residual: the sum of what

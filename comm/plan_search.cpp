@@ -59,7 +59,7 @@ std::vector<PlanSearch::Option> PlanSearch::options_of(const Layer& layer,
   std::vector<Option> options;
   for (CandidateCodec& candidate : make_candidates(layer.shape, layer.dtype, families)) {
     if (!choice.small.empty() && !suits_small(candidate)) continue;
-    CommonOptions common = automatic.options;
+    CommonOptions common = automatic.options_for(candidate.curve == Curve::kTopK);
     if (candidate.curve == Curve::kLowRank) common.storage = ResidualStorage::kFP32;
     Codec codec = make_codec(candidate.spec + common_text(common));
     options.push_back({std::move(codec), std::move(candidate)});

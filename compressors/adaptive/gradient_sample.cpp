@@ -46,14 +46,16 @@ struct Grid {
 template <typename T>
 void copy_run(const SampleSource& source, const T* grad, std::int64_t begin, std::span<float> out) {
   grad += begin;
-  if (source.residual.empty()) {
+  if (source.residual.elements == 0) {
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = to_float(grad[i]);
     return;
   }
-  const float* residual = source.residual.data() + begin;
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    out[i] = to_float(grad[i]) + source.decay * residual[i];
-  }
+  visit(source.residual, [&](const auto* residual) {
+    residual += begin;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = to_float(grad[i]) + source.decay * to_float(residual[i]);
+    }
+  });
 }
 
 void check(const SampleSource& source, const MatrixExtents& tensor, std::int64_t most_elements) {
@@ -63,7 +65,7 @@ void check(const SampleSource& source, const MatrixExtents& tensor, std::int64_t
   };
   const std::int64_t n = source.grad.elements;
   if (tensor.elements() != n) complain("shape", tensor.elements(), n);
-  const auto residual = static_cast<std::int64_t>(source.residual.size());
+  const std::int64_t residual = source.residual.elements;
   if (residual != 0 && residual != n) complain("residual", residual, n);
   if (most_elements < kMinSampleElements) {
     complain("sample", most_elements, kMinSampleElements);

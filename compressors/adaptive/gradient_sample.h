@@ -28,7 +28,7 @@ struct MatrixExtents {
 struct SampleSource {
   TensorView grad;                           // only read
   std::span<const std::int64_t> shape = {};  // product == grad.elements
-  std::span<const float> residual = {};      // as many elements, or none
+  TensorView residual = {};                  // as many elements, or none; only read
   float decay = 1.0F;                        // v = grad + decay * residual
 };
 

@@ -79,6 +79,12 @@ void Memory::read(std::span<float> residual) const {
   }
 }
 
+std::optional<TensorView> Memory::as_stored() const {
+  if (!packs()) return TensorView{current_.data.get(), elements_, DType::kF32};
+  if (options_.storage != ResidualStorage::kBF16) return std::nullopt;
+  return TensorView{packed_current_.bf16().data(), elements_, DType::kBF16};
+}
+
 std::size_t Memory::scratch_bytes() const {
   if (!packs()) return 0;
   return aligned_bytes(elements_) * (options_.transactional ? 2 : 1);

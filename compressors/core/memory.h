@@ -22,6 +22,7 @@
 
 #include "compressors/core/dtype.h"
 #include "compressors/core/packed_residual.h"
+#include "compressors/core/tensor_view.h"
 
 namespace thinwire {
 
@@ -56,6 +57,8 @@ class Memory {
   // seen between unpack() and pack() only; read() copies it at any time.
   std::span<const float> current() const;
   void read(std::span<float> residual) const;
+  // It where it lies, to be read only: fp32 or bf16; none of another storage.
+  std::optional<TensorView> as_stored() const;
   // Lets this step's generation be written to `storage`, elements() floats, which nobody else uses
   // until it is released: at the next commit() that does not keep it, or at rollback(). Its
   // contents stay as they are until the codec writes there. InvalidArgument when written() or not

@@ -62,7 +62,7 @@ void measure(const std::vector<std::int64_t>& shape, int rounds) {
     Layer& layer = layers[static_cast<std::size_t>(round + 3) % layers.size()];
     const auto counter = static_cast<std::uint64_t>(round + 3);
     const double take = microseconds([&] {
-      take_sample({.grad = view(layer.grad), .shape = shape, .residual = layer.residual}, 1,
+      take_sample({.grad = view(layer.grad), .shape = shape, .residual = view(layer.residual)}, 1,
                   counter, sample);
     });
     ErrorCurves curves;

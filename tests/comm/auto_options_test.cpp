@@ -15,7 +15,7 @@ using testing::HasSubstr;
 TEST(AutoOptions, DefaultsAreLeftOutOfTheText) {
   EXPECT_EQ(parse_auto("auto").text, "auto");
   EXPECT_EQ(parse_auto("auto,error=topk:0.001").text, "auto");
-  EXPECT_EQ(parse_auto("auto,ef=on,memory=fp32").text, "auto");
+  EXPECT_EQ(parse_auto("auto,ef=on").text, "auto");
 }
 
 TEST(AutoOptions, ReadsBudgets) {
@@ -33,7 +33,7 @@ TEST(AutoOptions, ReadsBudgets) {
 TEST(AutoOptions, TextReadsBackAsTheSame) {
   for (const char* text :
        {"auto", "auto,error=0.5", "auto,error=2*topk:0.01", "auto,error=powersgd:4",
-        "auto,families=lowrank|topk", "auto,at_least=q8", "auto,memory=bf16",
+        "auto,families=lowrank|topk", "auto,at_least=q8", "auto,memory=bf16", "auto,memory=fp32",
         "auto,error=0.25,families=topk,at_least=q4,nonfinite=skip-step"}) {
     EXPECT_EQ(parse_auto(text).text, text);
   }
@@ -45,6 +45,19 @@ TEST(AutoOptions, ReadsFamiliesAndCommonOptions) {
   EXPECT_THAT(options.families, ElementsAre("lowrank", "topk"));
   EXPECT_EQ(options.options.storage, ResidualStorage::kBF16);
   EXPECT_FALSE(options.options.error_feedback);
+}
+
+TEST(AutoOptions, ResidualsAreStoredAsIsSaidOrAsIsFastest) {
+  const auto storage = [](const char* text, bool takes_bf16) {
+    return parse_auto(text).options_for(takes_bf16).storage;
+  };
+  EXPECT_EQ(storage("auto", true), ResidualStorage::kBF16);
+  EXPECT_EQ(storage("auto", false), ResidualStorage::kFP32);
+  EXPECT_EQ(storage("auto,memory=fp32", true), ResidualStorage::kFP32);
+  EXPECT_EQ(storage("auto,memory=q8", true), ResidualStorage::kQ8);
+  EXPECT_EQ(storage("auto,memory=bf16", false), ResidualStorage::kBF16);
+  EXPECT_EQ(storage("auto,transactional=off", true), ResidualStorage::kFP32);
+  EXPECT_EQ(storage("auto,ef=off", true), ResidualStorage::kFP32);
 }
 
 TEST(AutoOptions, RefusesWithThePlaceAndASpelling) {

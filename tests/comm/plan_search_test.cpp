@@ -45,7 +45,8 @@ class PlanSearchTest : public testing::Test {
 };
 
 TEST_F(PlanSearchTest, EvaluatesTheRoutesThatThePlanWillTake) {
-  for (const char* large : {"none", "bf16", "q4", "powersgd:4", "topk:0.001,values=q4"}) {
+  for (const char* large :
+       {"none", "bf16", "q4", "powersgd:4", "topk:0.001,values=q4,memory=bf16"}) {
     for (const char* small : {"none", "q8", "q4"}) {
       const std::vector<std::string> specs = {large, small};
       const Proposal found = search_.evaluate(search_.id_of(specs));
