@@ -93,7 +93,9 @@ def test_models_come_from_files_and_functions(
     assert [layer.shape for layer in read_layers("made_up_model:make")] == [(512, 784), (512,)]
 
 
-def test_gradients_decide(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+def test_gradients_decide(
+    tmp_path: pathlib.Path, model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of rank 1 is PowerSGD's, one with few large values top-k's."""
     generator = torch.Generator().manual_seed(1)
     column, row = (torch.randn(n, 1, generator=generator) for n in (512, 784))
@@ -111,6 +113,7 @@ def test_gradients_decide(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     assert chosen["few"]["codec"].startswith("topk:0.001")
     assert "of its norm" in chosen["few"]["reason"]
     file = tmp_path / "few.pt"
+    monkeypatch.setenv("COLUMNS", "120")  # the reason in one line
     done = thinwire("plan", str(model), "--gradients", str(file), "--policy", "auto,error=0.1")
     assert done.returncode == 0, done.stderr
     assert "of its norm" in " ".join(done.stdout.split())
