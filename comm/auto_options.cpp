@@ -90,7 +90,7 @@ std::string canonical(const AutoOptions& options) {
     text += (i == 0 ? ",families=" : "|") + options.families[i];
   }
   if (!options.at_least.empty()) text += ",at_least=" + options.at_least;
-  const bool fp32 = options.memory_said && options.options.storage == ResidualStorage::kFP32;
+  const bool fp32 = options.memory_given && options.options.storage == ResidualStorage::kFP32;
   return text + options.common + (fp32 ? ",memory=fp32" : "");
 }
 
@@ -103,7 +103,7 @@ bool is_auto(std::string_view spec) {
 
 CommonOptions AutoOptions::options_for(bool takes_bf16) const {
   CommonOptions chosen = options;
-  if (!memory_said && takes_bf16 && options.error_feedback && options.transactional) {
+  if (!memory_given && takes_bf16 && options.error_feedback && options.transactional) {
     chosen.storage = ResidualStorage::kBF16;
   }
   return chosen;
@@ -118,7 +118,7 @@ AutoOptions parse_auto(std::string_view spec) {
   AutoOptions options;
   options.options = read_common(reader);
   options.common = common_text(options.options);
-  options.memory_said = reader.text("memory", "bf16").has_value();
+  options.memory_given = reader.text("memory", "bf16").has_value();
   read_budget(reader, options);
   read_families(reader, options);
   if (const auto bound = reader.text("at_least", "q8")) {

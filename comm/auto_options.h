@@ -27,10 +27,10 @@ struct AutoOptions {
   std::vector<std::string> families;  // empty: all
   std::string at_least;               // empty: no bound
   CommonOptions options;
-  std::string common;  // what the chosen codecs' specs end with
-  // Whether memory= was said. Else residuals are stored as fp32, or as bf16 where the codec takes
+  std::string common;  // `options` as a spec has them
+  // Whether memory= was given. Else residuals are stored as fp32, or as bf16 where the codec takes
   // that as it is: it is then faster, since it goes through fewer bytes.
-  bool memory_said = false;
+  bool memory_given = false;
 
   // Of a codec that takes a residual of bf16 as it is, or does not.
   CommonOptions options_for(bool takes_bf16) const;

@@ -45,7 +45,8 @@ class MemoryTable final : public MemoryStore {
   // L2, of what the ranges of a layer's workers hold now; 0 where nothing is kept. One a layer.
   std::vector<double> residual_norms() const;
 
-  // What workers hold of the layer, or a copy of it; empty where nothing is held. Valid until the
+  // What workers hold of the layer, fp32 or bf16, or an fp32 copy of it, to be read only; of no
+  // elements where nothing is held. Valid until the
   // next call of any.
   TensorView residual(std::size_t layer);
 

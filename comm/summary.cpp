@@ -74,14 +74,15 @@ MemoryForecast forecast_memory(const std::vector<Layer>& layers, const Plan& pla
     const Codec& codec = plan.choices[i].codec;
     const auto fp32_bytes = static_cast<std::size_t>(layers[i].elements()) * sizeof(float);
     const std::size_t message = message_bytes(layers[i], codec);
-    forecast.residual_bytes += generations(codec) * (fp32_bytes + kept_bytes(layers[i], codec));
+    const std::size_t residual = residual_bytes(codec.options.storage, layers[i].elements());
+    forecast.residual_bytes += generations(codec) * (residual + kept_bytes(layers[i], codec));
     if (!codec.payload) {
       forecast.buffer_bytes += message;  // reduced in place
     } else if (plan.choices[i].gathered ||
                (codec.payload->traits().sparse && plan.choices[i].split_ranges == 0)) {
       forecast.buffer_bytes += (1 + ranks) * message;
     } else {
-      forecast.residual_bytes += generations(codec) * fp32_bytes / ranks;  // as owner
+      forecast.residual_bytes += generations(codec) * residual / ranks;  // as owner
       forecast.buffer_bytes += 3 * message + fp32_bytes / ranks;
     }
   }

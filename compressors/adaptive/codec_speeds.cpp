@@ -78,7 +78,9 @@ CodecSpeed measure_copies(std::vector<float>& gradient) {
 CodecSpeed measure_payload(const PayloadCodec& codec, const CommonOptions& options,
                            std::vector<float>& gradient) {
   const AlignedBuffer workspace(codec.workspace_bytes(kElements));
-  Memory memory(kElements, {.storage = options.storage, .needs = codec.memory_needs(kElements)});
+  Memory memory(kElements, {.transactional = options.transactional,
+                            .storage = options.storage,
+                            .needs = codec.memory_needs(kElements)});
   const AlignedBuffer unpacked(residual_scratch_bytes(codec, &memory));
   std::vector<std::byte> body(codec.slot_bytes(kElements));
   std::vector<float> mean(gradient.size());

@@ -28,7 +28,7 @@ struct MatrixExtents {
 struct SampleSource {
   TensorView grad;                           // only read
   std::span<const std::int64_t> shape = {};  // product == grad.elements
-  TensorView residual = {};                  // as many elements, or none; only read
+  TensorView residual = {};                  // as many elements, fp32 or bf16, or none; only read
   float decay = 1.0F;                        // v = grad + decay * residual
 };
 

@@ -64,12 +64,12 @@ class PayloadCodec {
   virtual MemoryNeeds memory_needs(std::int64_t /*n*/) const { return {}; }
 
   // Encodes v = grad + decay * residual into `out` (at least slot_bytes(n) long) and writes the new
-  // residual v - decode(body) to memory.next(), fused. `memory` may be null: v = grad, and the
-  // error is lost. grad: fp32, bf16, fp16 (fp64 where the family says so); it is only read.
-  // `out` beyond result.bytes is untouched. NaN/Inf in v: a one-byte body, result.nonfinite, memory
-  // unwritten; only a lossless codec without memory sends them as they are and sets
-  // result.nonfinite all the same. All-zero grad with a memory: a one-byte body, result.empty,
-  // memory unwritten.
+  // residual v - decode(body) to memory.next(), fused; rounded to memory.opened_next() where that
+  // is open. `memory` may be null: v = grad, and the error is lost. grad: fp32, bf16, fp16 (fp64
+  // where the family says so); it is only read. `out` beyond result.bytes is untouched. NaN/Inf in
+  // v: a one-byte body, result.nonfinite, memory unwritten; only a lossless codec without memory
+  // sends them as they are and sets result.nonfinite all the same. All-zero grad with a memory: a
+  // one-byte body, result.empty, memory unwritten.
   virtual EncodeResult encode(const Context& ctx, TensorView grad, Memory* memory,
                               std::span<std::byte> out) const = 0;
 

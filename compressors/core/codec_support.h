@@ -84,11 +84,14 @@ KernelArgs after(KernelArgs args, std::int64_t done) {
   if (args.next != nullptr) args.next += done;
   return args;
 }
+// Whether a residual of so many elements is gone from the caches by the next step.
+inline bool outlasts_caches(std::int64_t elements) {
+  return static_cast<std::size_t>(elements) * sizeof(float) >= kStreamBytes;
+}
 // Whether a kernel writes its residuals past the caches: not where it writes over what it has just
 // read.
 inline bool writes_past_caches(TensorView grad, const float* residual, const float* next) {
-  return next != nullptr && next != residual && next != grad.data &&
-         static_cast<std::size_t>(grad.elements) * sizeof(float) >= kStreamBytes;
+  return next != nullptr && next != residual && next != grad.data && outlasts_caches(grad.elements);
 }
 
 // Calls f with a typed pointer to the tensor's data; InvalidArgument for other dtypes.

@@ -46,12 +46,13 @@ constexpr BF16 to_bf16(float x) {
   if ((bits & ~kSignBit32) > kInfBits32) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
-// Up with the probability that makes the expected value x, where `noise` is uniform in [0, 2^16);
-// finite values stay finite.
+// Away from zero with the probability that makes the expected value x, where `noise` is uniform in
+// [0, 2^16); finite values stay finite, NaN gives anything.
 constexpr BF16 dithered_bf16(float x, std::uint32_t noise) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   const std::uint32_t sum = (bits & ~kSignBit32) + noise;
-  const std::uint32_t bounded = sum < 0x7F7F0000 ? sum : 0x7F7F0000;
+  constexpr std::uint32_t kMost = std::uint32_t{kMaxBF16} << 16;
+  const std::uint32_t bounded = sum < kMost ? sum : kMost;
   return {static_cast<std::uint16_t>((bounded | (bits & kSignBit32)) >> 16)};
 }
 constexpr FP16 to_fp16(float x) {

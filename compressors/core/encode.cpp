@@ -3,26 +3,37 @@
 namespace thinwire {
 namespace {
 
-// Returns the scratch that is left.
-std::span<std::byte> make_ready(const PayloadCodec& codec, Memory* memory, const Dither& dither,
-                                std::span<std::byte> scratch) {
-  if (memory == nullptr) return scratch;
-  if (encodes_opened(codec, *memory)) {
-    memory->open(dither);
-    return scratch;
+// Memories are ready for a codec while it lives.
+class Ready {
+ public:
+  Ready(const PayloadCodec& codec, std::span<const JointCodec::Part> parts,
+        std::span<const Dither> dithers, std::span<std::byte> scratch)
+      : parts_(parts), dithers_(dithers) {
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      Memory* memory = parts[i].memory;
+      if (memory == nullptr) continue;
+      if (encodes_opened(codec, *memory)) {
+        memory->open(dithers[i]);
+      } else {
+        memory->unpack(scratch);
+        scratch = scratch.subspan(memory->scratch_bytes());
+      }
+    }
   }
-  memory->unpack(scratch);
-  return scratch.subspan(memory->scratch_bytes());
-}
+  Ready(const Ready&) = delete;
+  Ready& operator=(const Ready&) = delete;
+  ~Ready() {
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      Memory* memory = parts_[i].memory;
+      if (memory == nullptr) continue;
+      memory->is_open() ? memory->close() : memory->pack(dithers_[i]);
+    }
+  }
 
-void put_away(Memory* memory, const Dither& dither) {
-  if (memory == nullptr) return;
-  if (memory->is_open()) {
-    memory->close();
-  } else {
-    memory->pack(dither);
-  }
-}
+ private:
+  std::span<const JointCodec::Part> parts_;
+  std::span<const Dither> dithers_;
+};
 
 }  // namespace
 
@@ -36,21 +47,16 @@ std::size_t residual_scratch_bytes(const PayloadCodec& codec, const Memory* memo
 
 EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
                     const Dither& dither, std::span<std::byte> scratch, std::span<std::byte> out) {
-  make_ready(codec, memory, dither, scratch);
-  const EncodeResult result = codec.encode(ctx, grad, memory, out);
-  put_away(memory, dither);
-  return result;
+  const JointCodec::Part part{grad, memory};
+  const Ready ready(codec, {&part, 1}, {&dither, 1}, scratch);
+  return codec.encode(ctx, grad, memory, out);
 }
 
 EncodeResult encode(const PayloadCodec& codec, const Context& ctx,
                     std::span<const JointCodec::Part> parts, std::span<const Dither> dithers,
                     std::span<std::byte> scratch, std::span<std::byte> out) {
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    scratch = make_ready(codec, parts[i].memory, dithers[i], scratch);
-  }
-  const EncodeResult result = codec.joint()->encode_joint(ctx, parts, out);
-  for (std::size_t i = 0; i < parts.size(); ++i) put_away(parts[i].memory, dithers[i]);
-  return result;
+  const Ready ready(codec, parts, dithers, scratch);
+  return codec.joint()->encode_joint(ctx, parts, out);
 }
 
 }  // namespace thinwire

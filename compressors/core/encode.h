@@ -1,10 +1,9 @@
 // Encoding with a residual that may be stored in fewer bytes than fp32: opened where the codec
 // takes it as it is, unpacked into scratch memory around the call otherwise; the bits are the same.
-// Thread-safe on disjoint memory.
+// After an exception the memory is neither. Thread-safe on disjoint memory.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <span>
 
 #include "compressors/core/codec.h"
@@ -24,7 +23,7 @@ std::size_t residual_scratch_bytes(const PayloadCodec& codec, const Memory* memo
 EncodeResult encode(const PayloadCodec& codec, const Context& ctx, TensorView grad, Memory* memory,
                     const Dither& dither, std::span<std::byte> scratch, std::span<std::byte> out);
 
-// codec.joint()->encode_joint(), each part with its own dither; scratch for all of them.
+// codec.joint()->encode_joint(), one dither a part; scratch for the sum of their bytes.
 EncodeResult encode(const PayloadCodec& codec, const Context& ctx,
                     std::span<const JointCodec::Part> parts, std::span<const Dither> dithers,
                     std::span<std::byte> scratch, std::span<std::byte> out);

@@ -16,7 +16,9 @@ constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 }  // namespace
 
-std::shared_ptr<std::byte> allocate_pages(std::size_t bytes) {
+void FreePages::operator()(std::byte* pages) const { std::free(pages); }
+
+Pages allocate_pages(std::size_t bytes) {
   if (bytes == 0) return nullptr;
   const bool huge = bytes >= kHugePageBytes;
   const std::size_t alignment = huge ? kHugePageBytes : kAlignmentBytes;
@@ -27,7 +29,7 @@ std::shared_ptr<std::byte> allocate_pages(std::size_t bytes) {
   if (huge) (void)madvise(data, padded, MADV_HUGEPAGE);
 #endif
   std::memset(data, 0, padded);
-  return {static_cast<std::byte*>(data), [](std::byte* p) { std::free(p); }};
+  return Pages(static_cast<std::byte*>(data));
 }
 
 }  // namespace thinwire

@@ -7,8 +7,13 @@
 
 namespace thinwire {
 
-// Its pages are there already: page faults do not belong into a step. Null for 0 bytes;
-// std::bad_alloc. Thread-safe.
-std::shared_ptr<std::byte> allocate_pages(std::size_t bytes);
+struct FreePages {
+  void operator()(std::byte* pages) const;
+};
+using Pages = std::unique_ptr<std::byte, FreePages>;
+
+// They are there already: page faults do not belong into a step. Null for 0 bytes; std::bad_alloc.
+// Thread-safe.
+Pages allocate_pages(std::size_t bytes);
 
 }  // namespace thinwire

@@ -22,7 +22,7 @@ std::size_t aligned_bytes(std::int64_t elements) {
 }
 
 std::shared_ptr<float> allocate_generation(std::int64_t elements) {
-  const std::shared_ptr<std::byte> pages = allocate_pages(generation_bytes(elements));
+  const std::shared_ptr<std::byte> pages(allocate_pages(generation_bytes(elements)));
   return {pages, reinterpret_cast<float*>(pages.get())};
 }
 
@@ -82,7 +82,7 @@ void Memory::read(std::span<float> residual) const {
 std::optional<TensorView> Memory::as_stored() const {
   if (!packs()) return TensorView{current_.data.get(), elements_, DType::kF32};
   if (options_.storage != ResidualStorage::kBF16) return std::nullopt;
-  return TensorView{packed_current_.bf16().data(), elements_, DType::kBF16};
+  return TensorView{const_cast<BF16*>(packed_current_.bf16().data()), elements_, DType::kBF16};
 }
 
 std::size_t Memory::scratch_bytes() const {
@@ -123,6 +123,7 @@ void Memory::open(const Dither& dither) {
   if (!opens()) {
     throw InvalidArgument("residual opened that is not stored as bf16 in two generations");
   }
+  next_ = {};  // what was adopted
   dither_ = dither;
 }
 

@@ -1,11 +1,11 @@
 // Memory: what error feedback keeps for one key, in two generations: the residual, and what else
 // its codec needs from step to step: a velocity, a small state of its own.
 //
-// encode reads `current()` and writes `next()`; `commit()` makes the written generation current,
-// `rollback()` forgets it, and then everything is bit for bit as before the step. With
-// transactional = false both are the same buffer and rollback() throws InvalidArgument once
-// something was written. A generation that was never written reads as zeros. One thread at a time
-// per Memory; different Memories are independent.
+// encode reads `current()` and writes `next()`, or, of a memory that is open, what lies behind
+// them; `commit()` makes the written generation current, `rollback()` forgets it, and then
+// everything is bit for bit as before the step. With transactional = false both are the same buffer
+// and rollback() throws InvalidArgument once something was written. A generation that was never
+// written reads as zeros. One thread at a time per Memory; different Memories are independent.
 //
 // Its buffers are its own (64-byte aligned, huge-page friendly, allocated by the constructor); the
 // residual's may also be adopted: memory that its user gives away, such as the gradient itself,
@@ -20,8 +20,10 @@
 #include <optional>
 #include <span>
 
+#include "compressors/core/convert.h"
 #include "compressors/core/dtype.h"
 #include "compressors/core/packed_residual.h"
+#include "compressors/core/random.h"
 #include "compressors/core/tensor_view.h"
 
 namespace thinwire {
@@ -54,7 +56,7 @@ class Memory {
   std::size_t bytes() const;
 
   // The committed residual, fp32, elements() long. Where it is stored in another way, it can be
-  // seen between unpack() and pack() only; read() copies it at any time.
+  // seen, and next() written, between unpack() and pack() only; read() copies it at any time.
   std::span<const float> current() const;
   void read(std::span<float> residual) const;
   // It where it lies, to be read only: fp32 or bf16; none of another storage.
@@ -72,9 +74,9 @@ class Memory {
   void unpack(std::span<std::byte> scratch);
   void pack(const Dither& dither);
   // A codec whose traits say opened_residual takes two generations of kBF16 as they are instead:
-  // open() before, close() after. It reads opened_current() and writes opened_next(), which marks
-  // the step as written, each element rounded by dithered_bf16(x, dither_bits(dither(), element)):
-  // what pack() would have written.
+  // open() before, which forgets what was adopted, close() after; velocity and state as ever. It
+  // reads opened_current() and writes opened_next(), which marks the step as written, each element
+  // rounded by dithered_bf16(x, dither_bits(dither(), element)): what pack() would have written.
   bool opens() const;
   void open(const Dither& dither);
   bool is_open() const { return dither_.has_value(); }

@@ -17,11 +17,15 @@
 #include <span>
 
 #include "compressors/core/convert.h"
+#include "compressors/core/huge_pages.h"
 #include "compressors/core/random.h"
 
 namespace thinwire {
 
 enum class ResidualStorage : std::uint8_t { kFP32, kBF16, kQ8 };
+
+// Bytes of a residual that is stored so.
+std::size_t residual_bytes(ResidualStorage storage, std::int64_t elements);
 
 class PackedResidual {
  public:
@@ -34,12 +38,13 @@ class PackedResidual {
   void write(std::span<const float> values, const Dither* dither);
   void read(std::span<float> values) const;
   // kBF16: the values as they are stored, 64-byte aligned.
-  std::span<BF16> bf16() const;
+  std::span<BF16> bf16();
+  std::span<const BF16> bf16() const;
 
  private:
   ResidualStorage storage_ = ResidualStorage::kBF16;
   std::int64_t elements_ = 0;
-  std::shared_ptr<std::byte> data_;
+  Pages data_;
 };
 
 }  // namespace thinwire

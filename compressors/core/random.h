@@ -1,6 +1,6 @@
-// Counter-based randomness: Philox4x32-10 (Salmon et al., SC 2011). A stream is fixed by
-// (key hash, step, sender); the i-th block depends on nothing else, so any thread or SIMD lane may
-// compute it. Pure functions, thread-safe.
+// Counter-based randomness: Dither for what is rounded in every step, else Philox4x32-10 (Salmon et
+// al., SC 2011). A stream is fixed by (key hash, step, sender); the i-th block depends on nothing
+// else, so any thread or SIMD lane may compute it. Pure functions, thread-safe.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ std::array<std::uint32_t, 4> random_block(const RandomStream& stream, std::uint6
 // Random bits for rounding, so cheap that the pass which rounds stays bound by memory: a keyed hash
 // of the element's number, by Wellons' 32-bit finaliser "lowbias32" (2018), of which two elements
 // 16 apart take a half each. Of one key the bits of different elements pass for independent; it is
-// no generator for anything that is to last.
+// not for what is sent.
 struct Dither {
   std::uint32_t first = 0;  // see make_dither()
   std::uint32_t second = 0;

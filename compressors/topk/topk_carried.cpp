@@ -35,7 +35,12 @@ void round_entries(const Selection& selection, TopKValues kind, std::size_t end,
     const auto block = std::span(missing).first(count);
     std::copy_n(c.value + pass.rounded, count, block.begin());
     round_topk_block(kind, pass.least, block);
-    patch(selection.whole(), {c.index, pass.rounded + count}, pass.rounded, block.data());
+    const Scan& whole = selection.whole();
+    if (whole.opened.next != nullptr) {
+      scatter({c.index + pass.rounded, count}, block, whole.first, whole.opened);
+    } else {
+      patch(whole, {c.index, pass.rounded + count}, pass.rounded, block.data());
+    }
     pass.rounded += count;
   }
 }

@@ -63,7 +63,7 @@ struct Momentum {
 // A residual that is stored as bf16 (Memory::open), of a scan.
 struct OpenedResidual {
   const BF16* current = nullptr;  // null: there is none
-  BF16* next = nullptr;           // null: v is not stored; another memory than `current`
+  BF16* next = nullptr;  // null: v is not stored; another memory than `current`, 64-byte aligned
   Dither dither = {};
   std::uint32_t element = 0;  // the first one's number in the residual, a multiple of 32
 };
@@ -75,7 +75,7 @@ struct Scan {
   float decay = 1.0F;
   float* next = nullptr;       // null: v is not stored; may be `residual`, 64-byte aligned else
   OpenedResidual opened = {};  // instead of `residual` and `next`
-  bool streaming = false;      // stores to `next` go around the caches
+  bool streaming = false;      // stores of v go around the caches, of bf16 on vectors of 16 lanes
   std::int64_t count = 0;      // elements
   std::uint32_t first = 0;     // index of the first one
   Momentum momentum = {};
@@ -99,12 +99,13 @@ struct ScanSummary {
   }
 };
 
-// v = grad + decay * residual (the product rounded, then the sum), v to next, candidates appended.
+// v = grad + decay * residual (the product rounded, then the sum), v to `next` or, each element
+// rounded by its dither, to opened.next; candidates, not rounded, appended.
 ScanSummary scan(const Scan& args, Candidates& candidates);
 
 // Writes values[i] to next[indices[first + i] - args.first] for all entries from `first` on, those
-// before it being written; ascending indices that `args` has scanned. Where it streams, whole cache
-// lines are written, the rest of them computed again.
+// before it being written; ascending indices that `args` has scanned, with no residual that is
+// open. Where it streams, whole cache lines are written, the rest of them computed again.
 void patch(const Scan& args, std::span<const std::uint32_t> indices, std::size_t first,
            const float* values);
 

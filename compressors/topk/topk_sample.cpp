@@ -194,13 +194,13 @@ double expected_hits(std::int64_t n, std::int64_t k) {
 }
 
 std::uint32_t estimate_threshold(std::span<const Scan> parts, std::int64_t n,
-                                 const Candidates& candidates, bool decides,
+                                 const Candidates& candidates, bool sampled,
                                  const RandomStream& stream) {
   const auto k = static_cast<std::int64_t>(candidates.keep);
-  const SamplePlan plan = plan_sample(n, k, decides ? kSampledHits : kExactHits);
+  const SamplePlan plan = plan_sample(n, k, sampled ? kSampledHits : kExactHits);
   if (plan.lines == 0) return 1;
   Candidates sample = candidates;
-  sample.keep = sample_keep(n, k, plan, decides ? kSampledDeviations : kExactDeviations);
+  sample.keep = sample_keep(n, k, plan, sampled ? kSampledDeviations : kExactDeviations);
   take_sample(parts, plan, stream, sample);
   if (sample.count < sample.keep) return 1;
   return std::min(part_of_least(sample, 1.0F), kInfinityBits - 1);

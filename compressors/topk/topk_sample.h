@@ -15,13 +15,13 @@ namespace thinwire::topk {
 std::size_t sample_capacity(std::int64_t n, std::int64_t k);
 
 // Bits of a magnitude that about candidates.keep of the scanned entries, n in all, and some
-// deviations of that estimate more, reach: one deviation where the threshold `decides` what is
-// sent, four where it only must not be too high. From a stratified sample of whole cache lines
-// (Lin et al. 2018 sample 0.1 to 1 %; here as many as give an expected 32, else 4, in the sample).
-// 1, that is everything but zeros, for small tensors. `candidates` lends its arrays and is
-// unchanged. The same on every target.
+// deviations of that estimate more, reach: one deviation of a `sampled` choice, whose threshold
+// decides what is sent, four where it only must not be too high. From a stratified sample of whole
+// cache lines (Lin et al. 2018 sample 0.1 to 1 %; here as many as give an expected 32, else 4, in
+// the sample). 1, that is everything but zeros, for small tensors. `candidates` lends its arrays
+// and is unchanged. The same on every target.
 std::uint32_t estimate_threshold(std::span<const Scan> parts, std::int64_t n,
-                                 const Candidates& candidates, bool decides,
+                                 const Candidates& candidates, bool sampled,
                                  const RandomStream& stream);
 
 // `threshold`, bits of a magnitude, or what a sample says about it: no lower than what one standard

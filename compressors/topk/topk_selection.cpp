@@ -16,7 +16,8 @@ constexpr std::int64_t kMaxElements = (std::int64_t{1} << 32) - 1;
 // that the next chunk seldom has fewer than it keeps.
 constexpr float kNextGuess = 0.9F;
 
-// Candidates: about 1.4 keep pass the estimated threshold, so that 2 keep are seldom exceeded.
+// Candidates: of a sampled choice about 1.2 keep pass the estimated threshold. Of an exact one up
+// to 3 keep do, where the sample has few hits: so few entries that two chunks hold them.
 std::size_t candidate_capacity(std::int64_t n, std::int64_t keep) {
   const auto room = static_cast<std::size_t>(2 * keep) + 2 * kChunkElements;
   return std::min(room, static_cast<std::size_t>(n) + kChunkElements);
@@ -44,7 +45,8 @@ void scan_again(std::span<const Scan> parts, Candidates& c) {
   for (const Scan& part : parts) scan(stored(part), c);
 }
 
-// One pass over n elements, and a second over what is stored by now if the sample misled.
+// One pass over n elements, and a second over what the first has stored, or would have, if the
+// sample misled.
 ScanSummary select_together(const Context& ctx, std::span<const Scan> parts, std::int64_t n,
                             bool sampled, Candidates& c) {
   const auto enough = sampled ? enough_entries(c.keep) : c.keep;
@@ -103,6 +105,7 @@ BodyMode mark_of(const JointCodec::Part& tensor, const Scan& part, bool only, bo
   if (part.momentum.velocity != nullptr) {
     return look_ahead ? look_ahead_of(part) : BodyMode::kFamily;
   }
+  if (look_ahead && part.opened.current != nullptr) return look_ahead_of(part);
   const bool zeros_count = tensor.memory == nullptr || (only && !look_ahead);
   if (!zeros_count && all_zero(tensor.grad)) return BodyMode::kEmpty;
   const bool finite = !look_ahead || all_finite(tensor.grad, tensor.memory);
@@ -186,11 +189,11 @@ Selection prepare(std::span<const JointCodec::Part> tensors, const Momentum* mom
     if (memory == nullptr || part.count == 0) continue;
     if (memory->is_open()) {
       part.opened.next = memory->opened_next().data();
-      part.streaming = static_cast<std::size_t>(grad.elements) * sizeof(float) >= kStreamBytes;
-      continue;
+      part.streaming = outlasts_caches(grad.elements);
+    } else {
+      part.next = memory->next().data();
+      part.streaming = writes_past_caches(grad, part.residual, part.next);
     }
-    part.next = memory->next().data();
-    part.streaming = writes_past_caches(grad, part.residual, part.next);
     if (momentum == nullptr) continue;
     Momentum& own = part.momentum;
     own.next = memory->next_velocity().data();

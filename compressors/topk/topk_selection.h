@@ -43,7 +43,8 @@ struct Selection {
   BodyMode mode = BodyMode::kFamily;  // or the mark to send: then no memory is written
   std::int64_t elements = 0;          // of all tensors
   Candidates entries = {};            // in the workspace, ascending by index, none is zero
-  // In the workspace, one a tensor; `next` is memory.next(), which holds v. Of no elements where
+  // In the workspace, one a tensor; `next` is memory.next(), which holds v, or
+  // opened.next is memory.opened_next(), which holds v rounded. Of no elements where
   // the gradient of one of several is all zero.
   std::span<Scan> parts = {};
   ScanSummary summary = {};
@@ -66,12 +67,13 @@ Selection prepare(std::span<const JointCodec::Part> tensors, const Momentum* mom
                   std::int64_t keep, Workspace& workspace);
 // The pass.
 void select(const Context& ctx, const Choice& choice, Selection& selection);
-// A pass over what is stored by now of a single tensor: as with choice.sampled, and nothing is
-// stored again.
+// A pass over what the first has stored of a single tensor, or rounded: as with choice.sampled, and
+// nothing is stored again.
 void select_again(const Context& ctx, Selection& selection);
 // After the pass: sets the mode; with a mark the memories roll back.
 void settle(std::span<const JointCodec::Part> tensors, Selection& selection);
-// Writes values[i] to the place of entry i in its memory, if there is one.
+// Writes values[i] to the place of entry i in its memory, if there is one; rounded where that is
+// open.
 void scatter_to_memories(const Selection& selection, std::span<const float> values);
 
 }  // namespace thinwire::topk

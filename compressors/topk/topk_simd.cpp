@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "compressors/topk/topk_kernels.h"
-#include "compressors/topk/topk_sample.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "compressors/topk/topk_simd.cpp"
@@ -577,10 +576,6 @@ ScanSummary scan(const Scan& args, Candidates& candidates) {
 
 void patch(const Scan& args, std::span<const std::uint32_t> indices, std::size_t first,
            const float* values) {
-  if (args.opened.next != nullptr) {
-    scatter(indices.subspan(first), {values, indices.size() - first}, args.first, args.opened);
-    return;
-  }
   if (args.streaming) {
     HWY_DYNAMIC_DISPATCH(patch_lines)(args, indices, first, values);
     return;

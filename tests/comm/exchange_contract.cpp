@@ -59,9 +59,11 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
       {"topk:0.05,values=q8", Collective::kSparse},
       {"topk:0.02,values=bf16,select=sampled", Collective::kSparse},
       {"topk:0.02,values=q8,scope=bucket", Collective::kSparse},
+      {"topk:0.02,values=q8,scope=bucket,memory=bf16", Collective::kSparse},
       {"q8", Collective::kSparse},
       {"topk:0.3", Collective::kRequantising},
       {"topk:0.02", Collective::kSplit},
+      {"topk:0.02,memory=bf16", Collective::kSplit},
       {"topk:0.3,values=bf16,select=sampled", Collective::kSplit},
       {"topk:0.05,values=q8,select=carried", Collective::kSplit},
       {"topk:0.2,values=q4,chunk=64", Collective::kSplit},
@@ -93,6 +95,16 @@ std::vector<ExchangeCase> exchange_cases(const std::vector<Ranks>& ranks, Select
   return cases;
 }
 
+namespace {
+
+std::vector<float> residual_of(const Memory& memory) {
+  std::vector<float> values(static_cast<std::size_t>(memory.elements()));
+  memory.read(values);
+  return values;
+}
+
+}  // namespace
+
 Memory* PlainMemoryStore::memory(std::string_view name, std::int64_t begin, std::int64_t end,
                                  MemoryRole role) {
   if (!enabled_) {
@@ -100,8 +112,8 @@ Memory* PlainMemoryStore::memory(std::string_view name, std::int64_t begin, std:
   }
   auto& memory = memories_[{std::string(name), role, begin, end}];
   if (!memory) {
-    memory =
-        std::make_unique<Memory>(end - begin, MemoryOptions{.needs = needs_[std::string(name)]});
+    memory = std::make_unique<Memory>(
+        end - begin, MemoryOptions{.storage = storage_, .needs = needs_[std::string(name)]});
   }
   return memory.get();
 }
@@ -123,8 +135,8 @@ std::vector<double> PlainMemoryStore::residual(std::string_view name, std::int64
   std::vector<double> values(static_cast<std::size_t>(elements));
   for (const auto& [key, memory] : memories_) {
     if (std::get<0>(key) == name && std::get<1>(key) == role) {
-      std::copy(memory->current().begin(), memory->current().end(),
-                values.begin() + std::get<2>(key));
+      const std::vector<float> residual = residual_of(*memory);
+      std::copy(residual.begin(), residual.end(), values.begin() + std::get<2>(key));
     }
   }
   return values;
@@ -133,7 +145,9 @@ std::vector<double> PlainMemoryStore::residual(std::string_view name, std::int64
 std::vector<float> PlainMemoryStore::all() const {
   std::vector<float> values;
   for (const auto& [key, memory] : memories_) {
-    for (const auto part : {memory->current(), memory->velocity(), memory->state()}) {
+    const std::vector<float> residual = residual_of(*memory);
+    for (const auto part :
+         {std::span<const float>(residual), memory->velocity(), memory->state()}) {
       values.insert(values.end(), part.begin(), part.end());
     }
   }
@@ -163,7 +177,8 @@ Model::Model(Communicator& comm, const ExchangeCase& c, const std::vector<std::i
       codec_(make_codec(c.spec)),
       shapes_(matrices(sizes)),
       memories_(codec_.options.error_feedback &&
-                ((codec_.payload && !codec_.payload->traits().lossless) || codec_.linear)) {
+                    ((codec_.payload && !codec_.payload->traits().lossless) || codec_.linear),
+                codec_.options.storage) {
   // A gap between gradients, unless they are to lie one behind the other as in a bucket.
   const std::size_t gap = adjacent ? 0 : 64;
   std::size_t total = 0;
@@ -358,6 +373,10 @@ Pending pending(const Model& model, std::size_t layer, double weight, bool with_
 double relative_rounding(DType dtype) {
   return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-24;
 }
+// Of a residual, which is rounded up or down.
+double kept_rounding(ResidualStorage storage) {
+  return storage == ResidualStorage::kBF16 ? 0x1p-7 : 0;
+}
 double absolute_rounding(DType dtype) { return dtype == DType::kF16 ? 0x1p-25 : 0x1p-140; }
 
 void append(std::vector<double>& to, const std::vector<double>& from) {
@@ -397,6 +416,7 @@ void expect_lawful_step(Communicator& comm, Model& model, std::uint64_t step, DT
   std::size_t wrong = 0;
   for (std::size_t i = 0; i < result.size(); ++i) {
     const double bound = roundings * (scale_in[i] + scale_out[i] + std::abs(result[i])) +
+                         kept_rounding(model.storage()) * scale_out[i] +
                          relative_rounding(dtype) * std::abs(result[i]) * 1.001 +
                          absolute_rounding(dtype);
     const double error = std::abs(in[i] - out[i] - result[i]);

@@ -41,7 +41,8 @@ class ExchangeContract : public ::testing::TestWithParam<ExchangeCase> {};
 // Memories by (layer, range, role).
 class PlainMemoryStore final : public MemoryStore {
  public:
-  explicit PlainMemoryStore(bool enabled) : enabled_(enabled) {}
+  explicit PlainMemoryStore(bool enabled, ResidualStorage storage = ResidualStorage::kFP32)
+      : enabled_(enabled), storage_(storage) {}
 
   // What the memories of a layer keep beside the residual; before their first use.
   void set_needs(const std::string& name, MemoryNeeds needs) { needs_[name] = needs; }
@@ -56,6 +57,7 @@ class PlainMemoryStore final : public MemoryStore {
 
  private:
   bool enabled_;
+  ResidualStorage storage_;
   std::map<std::string, MemoryNeeds> needs_;
   std::map<std::tuple<std::string, MemoryRole, std::int64_t, std::int64_t>, std::unique_ptr<Memory>>
       memories_;
@@ -84,6 +86,7 @@ class Model {
   std::vector<double> residual(std::size_t layer, MemoryRole role) const;
   std::span<const std::byte> bytes() const { return bytes_; }
   PlainMemoryStore& memories() { return memories_; }
+  ResidualStorage storage() const { return codec_.options.storage; }
   Exchange& exchange() { return *exchange_; }
   std::span<const TensorView> grads() const { return grads_; }
 

@@ -128,6 +128,10 @@ INSTANTIATE_TEST_SUITE_P(
     Reducer, ReducerPolicies,
     ::testing::Values(Case{"topk:0.05,scope=bucket", 3},
                       Case{"topk:0.05,scope=bucket,memory=bf16", 4},
+                      Case{"policy = \"topk:0.05,scope=bucket,memory=bf16\"\n[[rule]]\nname = "
+                           "\"fc2.weight\"\npolicy = "
+                           "\"topk:0.05,scope=bucket,transactional=off\"\n",
+                           3},
                       Case{"topk:k=40,scope=bucket,memory=q8,transactional=off", 2},
                       Case{"topk:0.05,memory=bf16", 3}, Case{"q4,memory=q8", 2},
                       Case{"topk:0.05,memory=q8,transactional=off", 2}, Case{"none", 2},

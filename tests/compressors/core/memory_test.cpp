@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "compressors/core/error.h"
+#include "compressors/core/huge_pages.h"
 
 namespace thinwire {
 namespace {
@@ -171,12 +172,49 @@ TEST(Memory, BF16IsOpenedWhereItHasTwoGenerations) {
   memory.commit();
   memory.read(read);
   EXPECT_THAT(read, Each(5));
+  std::vector<float> given(3, 9.0F);
+  memory.adopt({std::shared_ptr<float>(), given.data()});
+  memory.open(kDither);  // forgets it
+  std::ranges::fill(memory.opened_next(), to_bf16(6));
+  memory.close();
+  memory.commit();
+  memory.read(read);
+  EXPECT_THAT(read, Each(6));
+  EXPECT_THROW((void)memory.current(), InvalidArgument);
   for (const MemoryOptions& options :
        {MemoryOptions{}, MemoryOptions{.storage = ResidualStorage::kQ8},
         MemoryOptions{.transactional = false, .storage = ResidualStorage::kBF16}}) {
     Memory other(3, options);
     EXPECT_FALSE(other.opens());
     EXPECT_THROW(other.open(kDither), InvalidArgument);
+  }
+}
+
+TEST(Memory, IsSeenAsItIsStored) {
+  const std::vector<float> values = {1, -2, 3};
+  for (const ResidualStorage storage : {ResidualStorage::kFP32, ResidualStorage::kBF16}) {
+    Memory memory(3, {.storage = storage});
+    memory.restore(values);
+    const TensorView seen = memory.as_stored().value();
+    EXPECT_EQ(seen.elements, 3);
+    if (storage == ResidualStorage::kFP32) {
+      ASSERT_EQ(seen.dtype, DType::kF32);
+      EXPECT_EQ(static_cast<const float*>(seen.data)[1], -2);
+    } else {
+      ASSERT_EQ(seen.dtype, DType::kBF16);
+      EXPECT_EQ(to_float(static_cast<const BF16*>(seen.data)[1]), -2);
+    }
+  }
+  EXPECT_FALSE(Memory(3, {.storage = ResidualStorage::kQ8}).as_stored().has_value());
+}
+
+TEST(HugePages, AreZeroedAndAligned) {
+  EXPECT_EQ(allocate_pages(0), nullptr);
+  for (const std::size_t bytes : {1UL, 64UL, 1000UL, 2UL << 20, (4UL << 20) + 1}) {
+    const Pages pages = allocate_pages(bytes);
+    const std::size_t alignment = bytes < 2UL << 20 ? 64 : 2UL << 20;
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(pages.get()) % alignment, 0U) << bytes;
+    EXPECT_THAT(std::span(pages.get(), bytes), Each(std::byte{0})) << bytes;
   }
 }
 
