@@ -79,7 +79,7 @@ LambFactors frozen_lamb_factors_of(const AdamOptions& options, double factor) {
   AdamOptions o = options;
   o.bias_correction = false;
   LambFactors f = lamb_factors_of(o, {});
-  f.factor = static_cast<float>(factor);
+  f.factor = static_cast<float>(1 / factor);
   return f;
 }
 
@@ -182,9 +182,13 @@ void frozen_adam_reference(const AdamFactors& f, TensorView reduced, float* weig
 }
 
 void local_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
-                          const float* v, float* u) {
+                          const float* v, float* u, float* anchor) {
   visit(grad, [&](const auto* g) {
     for (std::int64_t i = 0; i < grad.elements; ++i) {
+      if (anchor != nullptr) {
+        anchor[i] = weights[i];
+        u[i] = 0;
+      }
       if (v[i] == 0) continue;
       m[i] = mixed(m[i], to_float(g[i]), f.m_mix);
       u[i] += f.size * m[i];
@@ -208,14 +212,14 @@ void local_sum_reference(const MomentumFactors& f, TensorView grad, const float*
 }
 
 void sync_adam_reference(const SyncFactors& f, TensorView reduced, float* weights, float* m,
-                         const float* v, float* u, float* anchor) {
+                         const float* v, float* u, const float* anchor) {
   visit(reduced, [&](const auto* mean) {
     for (std::int64_t i = 0; i < reduced.elements; ++i) {
       const float sum = v[i] == 0 ? 0.0F : to_float(mean[i]);
       m[i] = sum / f.sum_lr;
-      u[i] = 0;
-      if (v[i] != 0) anchor[i] -= sum / (std::sqrt(v[i]) + f.eps) + f.decay * anchor[i];
+      if (u != nullptr) u[i] = 0;
       weights[i] = anchor[i];
+      if (v[i] != 0) weights[i] -= sum / (std::sqrt(v[i]) + f.eps) + f.decay * weights[i];
     }
   });
 }
@@ -232,15 +236,15 @@ FrozenLambElement frozen_lamb_element(const LambFactors& f, float reduced, float
     m = 0;
     return {};
   }
-  const float next = reduced / f.factor;
+  const float next = reduced * f.factor;
   const float g = (next - f.beta1 * m) * f.g_mix;
   m = next;
   fresh = f.v_keep * fresh + f.v_mix * g * g;
-  const float root = std::sqrt(v) + f.eps;
-  const float direction = f.size * next / root;
+  const float inverse = 1 / (std::sqrt(v) + f.eps);
+  const float direction = f.size * next * inverse;
   return {.direction = direction,
           .update = direction + f.decay * weight,
-          .ratio = root / (std::sqrt(fresh) + f.eps)};
+          .inverse_ratio = (std::sqrt(fresh) + f.eps) * inverse};
 }
 
 LambSums lamb_moments_reference(const LambFactors& f, TensorView grad, const float* weights,
@@ -262,15 +266,17 @@ LambSums frozen_lamb_moments_reference(const LambFactors& f, TensorView reduced,
   std::vector<float> direction(n);
   std::vector<float> update(n);
   LambSums sums;
+  float inverse_ratio = FrozenLambElement{}.inverse_ratio;
   visit(reduced, [&](const auto* mean) {
     for (std::size_t i = 0; i < n; ++i) {
       const FrozenLambElement element =
           frozen_lamb_element(f, to_float(mean[i]), weights[i], m[i], v[i], fresh[i]);
       direction[i] = element.direction;
       update[i] = element.update;
-      sums.ratio = std::max(sums.ratio, element.ratio);
+      inverse_ratio = std::min(inverse_ratio, element.inverse_ratio);
     }
   });
+  sums.ratio = 1 / inverse_ratio;
   sums.weights = square_sum_reference({weights, n});
   sums.update = square_sum_reference(update);
   sums.direction = square_sum_reference(direction);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <limits>
 
 #include "optim/optim_kernels.h"
 
@@ -56,11 +57,11 @@ struct SyncFactors {
 };
 SyncFactors factors_of(const AdamOptions& options, double sum_lr);
 void local_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
-                          const float* v, float* u);
+                          const float* v, float* u, float* anchor);
 void local_sum_reference(const MomentumFactors& f, TensorView grad, const float* m, const float* v,
                          const float* u, TensorView out);
 void sync_adam_reference(const SyncFactors& f, TensorView reduced, float* weights, float* m,
-                         const float* v, float* u, float* anchor);
+                         const float* v, float* u, const float* anchor);
 
 // d = size m / (sqrt(v) + eps) + decay w.
 struct LambFactors {
@@ -72,7 +73,7 @@ struct LambFactors {
   float decay;
   float beta1;   // frozen only, as what follows
   float g_mix;   // 1 / (1 - beta1)
-  float factor;  // m is `reduced` divided by it
+  float factor;  // m is `reduced` times it
 };
 LambFactors lamb_factors_of(const AdamOptions& options, AdamSteps steps);
 LambFactors frozen_lamb_factors_of(const AdamOptions& options, double factor);
@@ -81,7 +82,7 @@ float lamb_element(const LambFactors& f, float grad, float weight, float& m, flo
 struct FrozenLambElement {
   float direction = 0;
   float update = 0;
-  float ratio = 0;
+  float inverse_ratio = std::numeric_limits<float>::infinity();
 };
 FrozenLambElement frozen_lamb_element(const LambFactors& f, float reduced, float weight, float& m,
                                       float v, float& fresh);

@@ -137,15 +137,22 @@ HWY_NOINLINE void local_momentum_vectors(const MomentumFactors& f, const T* grad
   }
 }
 
-template <typename T>
+template <bool kFirst, typename T>
 HWY_NOINLINE void local_adam_vectors(const AdamFactors& f, const T* grad, float* weights, float* m,
-                                     const float* v, float* u, std::int64_t n) {
+                                     const float* v, float* u, float* anchor, std::int64_t n) {
   const VF32 m_mix = all(f.m_mix);
   const Move move{all(f.size), all(f.eps), all(f.decay)};
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
     const VF32 w = load_float(weights + i);
     const VF32 old_m = load_float(m + i);
-    const VF32 old_u = load_float(u + i);
+    VF32 old_u = hn::Zero(F32());
+    if constexpr (kFirst) {
+      fetch_to_write(u + i);
+      fetch_to_write(anchor + i);
+      store_float(w, anchor + i);
+    } else {
+      old_u = load_float(u + i);
+    }
     const VF32 variance = load_float(v + i);
     const auto masked = is_masked(variance);
     const VF32 new_m = mixed(old_m, load_float(grad + i), m_mix);
@@ -172,14 +179,13 @@ HWY_NOINLINE void local_sum_vectors(const MomentumFactors& f, const T* grad, con
 
 template <typename T>
 HWY_NOINLINE void sync_adam_vectors(const SyncFactors& f, const T* reduced, float* weights,
-                                    float* m, const float* v, float* u, float* anchor,
+                                    float* m, const float* v, float* u, const float* anchor,
                                     std::int64_t n) {
   const VF32 sum_lr = all(f.sum_lr);
   const VF32 eps = all(f.eps);
   const VF32 decay = all(f.decay);
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
     fetch_to_write(m + i);
-    fetch_to_write(u + i);
     fetch_to_write(weights + i);
     const VF32 variance = load_float(v + i);
     const auto masked = is_masked(variance);
@@ -189,8 +195,10 @@ HWY_NOINLINE void sync_adam_vectors(const SyncFactors& f, const T* reduced, floa
         hn::Add(hn::Div(sum, hn::Add(hn::Sqrt(variance), eps)), hn::Mul(decay, old));
     const VF32 now = hn::IfThenElse(masked, old, hn::Sub(old, change));
     store_float(hn::Div(sum, sum_lr), m + i);
-    store_float(hn::Zero(F32()), u + i);
-    store_float(now, anchor + i);
+    if (u != nullptr) {
+      fetch_to_write(u + i);
+      store_float(hn::Zero(F32()), u + i);
+    }
     store_float(now, weights + i);
   }
 }
@@ -221,7 +229,7 @@ HWY_NOINLINE void lamb_block(const LambFactors& f, const T* grad, const float* w
   }
 }
 
-// Returns the largest ratio.
+// Returns the least inverse ratio.
 template <typename T>
 HWY_NOINLINE float frozen_lamb_block(const LambFactors& f, const T* reduced, const float* weights,
                                      float* m, const float* v, float* fresh, float* direction,
@@ -234,36 +242,37 @@ HWY_NOINLINE float frozen_lamb_block(const LambFactors& f, const T* reduced, con
   const VF32 beta1 = all(f.beta1);
   const VF32 g_mix = all(f.g_mix);
   const VF32 factor = all(f.factor);
-  const VF32 zero = hn::Zero(F32());
-  VF32 largest = zero;
+  const VF32 one = all(1);
+  const VF32 none = all(FrozenLambElement{}.inverse_ratio);
+  VF32 least = none;
   std::int64_t i = 0;
   for (const std::int64_t end = whole_vectors(n); i < end;
        i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
     const VF32 variance = load_float(v + i);
     const VF32 old_fresh = load_float(fresh + i);
     const auto masked = is_masked(variance);
-    const VF32 next = hn::IfThenZeroElse(masked, hn::Div(load_float(reduced + i), factor));
+    const VF32 next = hn::IfThenZeroElse(masked, hn::Mul(load_float(reduced + i), factor));
     const VF32 g = hn::Mul(hn::Sub(next, hn::Mul(beta1, load_float(m + i))), g_mix);
     const VF32 new_fresh = hn::Add(hn::Mul(v_keep, old_fresh), hn::Mul(hn::Mul(v_mix, g), g));
     store_float(next, m + i);
     store_float(hn::IfThenElse(masked, old_fresh, new_fresh), fresh + i);
-    const VF32 root = hn::Add(hn::Sqrt(variance), eps);
-    const VF32 ratio = hn::Div(root, hn::Add(hn::Sqrt(new_fresh), eps));
-    largest = hn::Max(largest, hn::IfThenZeroElse(masked, ratio));
-    const VF32 moves = hn::Div(hn::Mul(size, next), root);
+    const VF32 inverse = hn::Div(one, hn::Add(hn::Sqrt(variance), eps));
+    const VF32 inverse_ratio = hn::Mul(hn::Add(hn::Sqrt(new_fresh), eps), inverse);
+    least = hn::Min(least, hn::IfThenElse(masked, none, inverse_ratio));
+    const VF32 moves = hn::Mul(hn::Mul(size, next), inverse);
     const VF32 decays = hn::Mul(decay, load_float(weights + i));
     store_float(hn::IfThenZeroElse(masked, moves), direction + i);
     store_float(hn::IfThenZeroElse(masked, hn::Add(moves, decays)), update + i);
   }
-  float ratio = hn::GetLane(hn::MaxOfLanes(F32(), largest));
+  float inverse_ratio = hn::GetLane(hn::MinOfLanes(F32(), least));
   for (; i < n; ++i) {
     const FrozenLambElement element =
         frozen_lamb_element(f, to_float(reduced[i]), weights[i], m[i], v[i], fresh[i]);
     direction[i] = element.direction;
     update[i] = element.update;
-    ratio = std::max(ratio, element.ratio);
+    inverse_ratio = std::min(inverse_ratio, element.inverse_ratio);
   }
-  return ratio;
+  return inverse_ratio;
 }
 
 HWY_NOINLINE void lamb_move_vectors(const LambFactors& f, float lr, bool masks, float* weights,
@@ -355,18 +364,22 @@ void local_sum_all(const MomentumFactors& f, TensorView grad, const float* m, co
 }
 
 void local_adam_all(const AdamFactors& f, TensorView grad, float* weights, float* m, const float* v,
-                    float* u) {
+                    float* u, float* anchor) {
   const std::int64_t n = whole_vectors(grad.elements);
-  visit(grad, [&](const auto* g) { local_adam_vectors(f, g, weights, m, v, u, n); });
-  local_adam_reference(f, grad.slice(n, grad.elements), weights + n, m + n, v + n, u + n);
+  visit(grad, [&](const auto* g) {
+    anchor == nullptr ? local_adam_vectors<false>(f, g, weights, m, v, u, anchor, n)
+                      : local_adam_vectors<true>(f, g, weights, m, v, u, anchor, n);
+  });
+  local_adam_reference(f, grad.slice(n, grad.elements), weights + n, m + n, v + n, u + n,
+                       anchor == nullptr ? nullptr : anchor + n);
 }
 
 void sync_adam_all(const SyncFactors& f, TensorView reduced, float* weights, float* m,
-                   const float* v, float* u, float* anchor) {
+                   const float* v, float* u, const float* anchor) {
   const std::int64_t n = whole_vectors(reduced.elements);
   visit(reduced, [&](const auto* g) { sync_adam_vectors(f, g, weights, m, v, u, anchor, n); });
-  sync_adam_reference(f, reduced.slice(n, reduced.elements), weights + n, m + n, v + n, u + n,
-                      anchor + n);
+  sync_adam_reference(f, reduced.slice(n, reduced.elements), weights + n, m + n, v + n,
+                      u == nullptr ? nullptr : u + n, anchor + n);
 }
 
 void lamb_move_all(const LambFactors& f, float lr, bool masks, float* weights, const float* m,
@@ -383,26 +396,35 @@ void frozen_adam_all(const AdamFactors& f, TensorView reduced, float* weights, f
   frozen_adam_reference(f, reduced.slice(n, reduced.elements), weights + n, m + n, v + n);
 }
 
-// |element i| of a line, or its square, is added to lane i.
+using Doubles = hn::CappedTag<double, kNormLanes / 2>;
+
+// |x|, or its square, is added to each lane.
 template <bool kSquares>
-HWY_INLINE void add_line(const float* line, double* lanes) {
-  const hn::CappedTag<double, 8> d;
-  const hn::Rebind<float, decltype(d)> as_float;
-  for (std::size_t i = 0; i < kNormLanes; i += hn::Lanes(d)) {
-    const auto x = hn::PromoteTo(d, hn::Abs(hn::LoadU(as_float, line + i)));
-    hn::Store(hn::Add(hn::Load(d, lanes + i), kSquares ? hn::Mul(x, x) : x), d, lanes + i);
-  }
+HWY_INLINE hn::Vec<Doubles> added(hn::Vec<Doubles> sum, const float* x) {
+  const hn::Rebind<float, Doubles> as_float;
+  const auto size = hn::PromoteTo(Doubles(), hn::Abs(hn::LoadU(as_float, x)));
+  return hn::Add(sum, kSquares ? hn::Mul(size, size) : size);
 }
 
-// At most a block.
+// At most a block; some lanes after the others, so that their sums stay in registers.
 template <bool kSquares>
 double block_sum(const float* block, std::size_t n) {
+  const Doubles d;
   const std::size_t whole = n / kNormLanes * kNormLanes;
-  HWY_ALIGN double lanes[kNormLanes] = {};
+  HWY_ALIGN double lanes[kNormLanes];
   HWY_ALIGN float last[kNormLanes] = {};
-  for (std::size_t i = 0; i < whole; i += kNormLanes) add_line<kSquares>(block + i, lanes);
   std::memcpy(last, block + whole, (n - whole) * sizeof(float));
-  add_line<kSquares>(last, lanes);
+  for (std::size_t low = 0; low < kNormLanes / 2; low += hn::Lanes(d)) {
+    const std::size_t high = low + kNormLanes / 2;
+    auto low_sum = hn::Zero(d);
+    auto high_sum = hn::Zero(d);
+    for (std::size_t i = 0; i < whole; i += kNormLanes) {
+      low_sum = added<kSquares>(low_sum, block + i + low);
+      high_sum = added<kSquares>(high_sum, block + i + high);
+    }
+    hn::Store(added<kSquares>(low_sum, last + low), d, lanes + low);
+    hn::Store(added<kSquares>(high_sum, last + high), d, lanes + high);
+  }
   return sum_lanes(lanes);
 }
 
@@ -438,21 +460,23 @@ LambSums lamb_moments_all(const LambFactors& f, TensorView grad, const float* we
 LambSums frozen_lamb_moments_all(const LambFactors& f, TensorView reduced, const float* weights,
                                  float* m, const float* v, float* fresh) {
   LambSums sums;
+  float inverse_ratio = FrozenLambElement{}.inverse_ratio;
   HWY_ALIGN float direction[kNormBlock];
   HWY_ALIGN float update[kNormBlock];
   visit(reduced, [&](const auto* g) {
     const auto elements = static_cast<std::size_t>(reduced.elements);
     for (std::size_t begin = 0; begin < elements; begin += kNormBlock) {
       const std::size_t n = std::min(kNormBlock, elements - begin);
-      const float ratio =
+      const float of_block =
           frozen_lamb_block(f, g + begin, weights + begin, m + begin, v + begin, fresh + begin,
                             direction, update, static_cast<std::int64_t>(n));
-      sums.ratio = std::max(sums.ratio, ratio);
+      inverse_ratio = std::min(inverse_ratio, of_block);
       sums.weights += block_sum<true>(weights + begin, n);
       sums.direction += block_sum<true>(direction, n);
       sums.update += block_sum<true>(update, n);
     }
   });
+  sums.ratio = 1 / inverse_ratio;
   return sums;
 }
 
@@ -575,10 +599,13 @@ void frozen_adam_step(const AdamOptions& options, TensorView reduced, std::span<
 }
 
 void local_adam_step(const AdamOptions& options, TensorView grad, std::span<float> weights,
-                     std::span<float> m, std::span<const float> v, std::span<float> u) {
+                     std::span<float> m, std::span<const float> v, std::span<float> u,
+                     std::span<float> anchor) {
   check(grad, {weights.size(), m.size(), v.size(), u.size()});
+  if (!anchor.empty()) check(grad, {anchor.size()});
   HWY_DYNAMIC_DISPATCH(local_adam_all)
-  (frozen_factors_of(options), grad, weights.data(), m.data(), v.data(), u.data());
+  (frozen_factors_of(options), grad, weights.data(), m.data(), v.data(), u.data(),
+   anchor.empty() ? nullptr : anchor.data());
 }
 
 void local_sum(const MomentumOptions& options, TensorView grad, std::span<const float> m,
@@ -591,15 +618,16 @@ void local_sum(const MomentumOptions& options, TensorView grad, std::span<const 
 
 void sync_adam_step(const AdamOptions& options, double sum_lr, TensorView reduced,
                     std::span<float> weights, std::span<float> m, std::span<const float> v,
-                    std::span<float> u, std::span<float> anchor) {
-  check(reduced, {weights.size(), m.size(), v.size(), u.size(), anchor.size()});
+                    std::span<float> u, std::span<const float> anchor) {
+  check(reduced, {weights.size(), m.size(), v.size(), anchor.size()});
+  if (!u.empty()) check(reduced, {u.size()});
   if (!(sum_lr > 0)) {
     throw InvalidArgument("a sum of learning rates of " + std::to_string(sum_lr) +
                           ": expected more than 0");
   }
   HWY_DYNAMIC_DISPATCH(sync_adam_all)
-  (factors_of(options, sum_lr), reduced, weights.data(), m.data(), v.data(), u.data(),
-   anchor.data());
+  (factors_of(options, sum_lr), reduced, weights.data(), m.data(), v.data(),
+   u.empty() ? nullptr : u.data(), anchor.data());
 }
 
 LambSums lamb_moments(const AdamOptions& options, AdamSteps steps, TensorView grad,

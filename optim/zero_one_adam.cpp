@@ -83,7 +83,7 @@ bool ZeroOneAdam::before(std::size_t i, TensorView gradient, TensorView out) {
   MomentumOptions momentum{.beta1 = options.beta1, .loss_scale = loss_scale()};
   const bool moves = sum_lr_[i] + options.lr > 0;  // else: the momentum itself
   momentum.factor = moves ? options.lr : 1;
-  if (moves && !u_.values[i].empty()) {
+  if (moves && sum_lr_[i] > 0) {
     local_sum(momentum, gradient, m_.values[i], v_.values[i], u_.values[i], out);
   } else {
     local_momentum(momentum, gradient, m_.values[i], v_.values[i], out);
@@ -122,39 +122,37 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
   }
 }
 
-void ZeroOneAdam::keep_anchor(std::size_t i, std::span<const float> weights) {
-  if (sum_lr_[i] == 0) {
-    std::copy(weights.begin(), weights.end(), ensure(anchor_, i).begin());
-  }
-}
-
 void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorView gradient) {
   const AdamOptions options = groups_.now(group(i));
-  keep_anchor(i, weights);
+  const bool first = sum_lr_[i] == 0;
   const std::span<float> u = ensure(u_, i);
+  const std::span<float> anchor = first ? ensure(anchor_, i) : std::span<float>();
   sum_lr_[i] += options.lr;
   if (!all_finite(gradient)) {
+    std::ranges::copy(weights.first(anchor.size()), anchor.begin());
     return;
   }
   for_ranges(gradient.elements, [&](std::int64_t begin, std::int64_t end) {
     local_adam_step(options, gradient.slice(begin, end), slice(weights, begin, end),
                     slice(std::span(m_.values[i]), begin, end),
-                    slice(std::span(v_.values[i]), begin, end), slice(u, begin, end));
+                    slice(std::span(v_.values[i]), begin, end), slice(u, begin, end),
+                    first ? slice(anchor, begin, end) : anchor);
   });
 }
 
 void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorView reduced) {
   AdamOptions options = groups_.now(group(i));
-  keep_anchor(i, weights);
   const std::span<float> m = m_.values[i];
   const std::span<float> v = v_.values[i];
   const double sum_lr = sum_lr_[i] + groups_.at_begin(group(i)).lr;
   if (sum_lr > 0) {
-    const std::span<float> u = ensure(u_, i);
+    const bool alone = sum_lr_[i] > 0;
     for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {
-      sync_adam_step(options, sum_lr, reduced.slice(begin, end), slice(weights, begin, end),
-                     slice(m, begin, end), slice(v, begin, end), slice(u, begin, end),
-                     slice(std::span(anchor_.values[i]), begin, end));
+      const std::span<float> w = slice(weights, begin, end);
+      sync_adam_step(options, sum_lr, reduced.slice(begin, end), w, slice(m, begin, end),
+                     slice(v, begin, end),
+                     alone ? slice(std::span(u_.values[i]), begin, end) : std::span<float>(),
+                     alone ? slice(std::span(anchor_.values[i]), begin, end) : w);
     });
   } else {
     options.lr = 0;

@@ -50,8 +50,6 @@ class ZeroOneAdam final : public Optimizer {
   std::vector<std::string> options_text() const override { return groups_.text(); }
   std::string settings_text() const override { return optim::settings_text(schedule_.options()); }
 
-  // Where an interval begins; where nothing has moved since, weights may have been set.
-  void keep_anchor(std::size_t i, std::span<const float> weights);
   void train_alone(std::size_t i, std::span<float> weights, TensorView gradient);
   void synchronise(std::size_t i, std::span<float> weights, TensorView reduced);
   void begin_intervals();
@@ -68,7 +66,7 @@ class ZeroOneAdam final : public Optimizer {
   Slot& m_;
   Slot& v_;
   Slot& u_;       // what these steps have added up to, in weights
-  Slot& anchor_;  // the weights at the interval's beginning
+  Slot& anchor_;  // the weights before the first of these steps; stale where there are none
 };
 
 }  // namespace thinwire::optim

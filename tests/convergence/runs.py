@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.convergence.methods import METHODS, methods_of, settings_of
+from tests.convergence.methods import METHODS, MORE_SEEDS, methods_of, settings_of
 from tests.convergence.settings import RECIPES, WORLD
 from tests.convergence.tasks import TASKS
 
@@ -49,8 +49,10 @@ class Choice:
             eval_every=max(1, self.steps // 4),
         )
 
-    def seeds_of(self, task: str) -> int:
-        return RECIPES[task].seeds if self.seeds is None else self.seeds
+    def seeds_of(self, task: str, method: str) -> int:
+        if self.seeds is not None:
+            return self.seeds
+        return MORE_SEEDS.get((task, method), RECIPES[task].seeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def training_runs(choice: Choice) -> list[Run]:
     runs = [
         training_run(choice, task, method, seed)
         for task, method in rows(choice)
-        for seed in range(1, choice.seeds_of(task) + 1)
+        for seed in range(1, choice.seeds_of(task, method) + 1)
     ]
     return sorted(runs, key=lambda run: (_wave(run), run.seed))
 

@@ -95,7 +95,7 @@ def read(choice: Choice, out: Path, links: Iterable[str]) -> dict[str, list[Row]
     for task in choice.tasks:
         rows[task] = []
         for method in methods_of(task):
-            seeds = range(1, choice.seeds_of(task) + 1)
+            seeds = range(1, choice.seeds_of(task, method.name) + 1)
             runs = [training_run(choice, task, method.name, seed) for seed in seeds]
             records = [record for run in runs if (record := finished(run, out))]
             failed = [r for run in runs if (r := stored(run, out)) and "error" in r]

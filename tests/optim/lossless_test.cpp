@@ -223,19 +223,15 @@ TEST_F(Lossless, ZeroOneAdam) {
       "lossless", [&](auto& r) { return ZeroOneAdam::make(r, all_layers(r), {kAdamW}, options); },
       [&](LayerReference& layer, const RankGradients& grads, std::int64_t step) {
         const ZeroOneStep kind = schedule.at(step - 1);
-        const bool exchanges = kind == ZeroOneStep::kSync || kind == ZeroOneStep::kLocal;
+        const bool in_intervals = kind == ZeroOneStep::kSync || kind == ZeroOneStep::kLocal;
+        const bool begins = in_intervals && schedule.at(step - 2) != ZeroOneStep::kLocal;
         if (counted < step) {  // once for all layers
           counted = step;
           variance_steps += kind == ZeroOneStep::kVariance ? 1 : 0;
-          if (kind == ZeroOneStep::kSync && schedule.at(step - 2) != ZeroOneStep::kLocal) {
-            sum_lr = 0;
-          } else if (kind == ZeroOneStep::kLocal && schedule.at(step - 2) != kind) {
-            sum_lr = 0;
-          }
-          sum_lr += kAdamW.lr;
+          sum_lr = begins ? kAdamW.lr : sum_lr + kAdamW.lr;
         }
         const AdamSteps steps{.m = step, .v = variance_steps};
-        if (!exchanges) {
+        if (!in_intervals) {
           on_all_ranks(layer, [&](Coordinate& c, std::size_t i) {
             if (kind == ZeroOneStep::kVariance) {
               // m and v go on with corrections of their own.
@@ -250,13 +246,15 @@ TEST_F(Lossless, ZeroOneAdam) {
             }
             if (step == options.var_freeze_step) {
               reference_fold_bias(c, kAdamW, steps);
-              c.anchor = c.weight;
             }
           });
           return;
         }
         for (std::size_t i = 0; i < layer.size(); ++i) {
           const auto at = [&](std::size_t rank) -> Coordinate& { return layer.ranks[rank][i]; };
+          for (std::size_t rank = 0; begins && rank < kRanks; ++rank) {
+            at(rank).anchor = at(rank).weight;
+          }
           if (kind == ZeroOneStep::kLocal) {
             for (std::size_t rank = 0; rank < kRanks; ++rank) {
               reference_local_adam(at(rank), of_rank(grads, rank, i), kAdamW);

@@ -140,9 +140,10 @@ void reference_sync_adam(Coordinate& c, Bounded reduced, double sum_lr, const Ad
   if (c.v.value != 0) {
     c.m = reduced / constant(sum_lr);
     const Bounded decay = constant(sum_lr * o.weight_decay) * c.anchor;
-    c.anchor = c.anchor - (reduced / (sqrt(c.v) + constant(o.eps)) + decay);
+    c.weight = c.anchor - (reduced / (sqrt(c.v) + constant(o.eps)) + decay);
+  } else {
+    c.weight = c.anchor;
   }
-  c.weight = c.anchor;
 }
 
 Bounded reference_lamb_moments(Coordinate& c, Bounded grad, const AdamOptions& o,
@@ -160,11 +161,11 @@ FrozenUpdate reference_frozen_lamb_moments(Coordinate& c, Bounded reduced, const
   const Bounded g = (reduced - constant(o.beta1) * c.m) / constant(1 - o.beta1);
   c.m = reduced;
   c.fresh = constant(o.beta2) * c.fresh + constant(1 - o.beta2) * g * g;
-  const Bounded moves = direction(c, frozen(o), {});
   const Bounded eps = constant(o.eps);
+  const Bounded moves = c.m * (exact(1) / (sqrt(c.v) + eps));
   return {.direction = moves,
           .update = moves + constant(o.weight_decay) * c.weight,
-          .ratio = (sqrt(c.v) + eps) / (sqrt(c.fresh) + eps)};
+          .ratio = exact(1) / ((sqrt(c.fresh) + eps) * (exact(1) / (sqrt(c.v) + eps)))};
 }
 
 void reference_lamb_move(Coordinate& c, Bounded trust, Bounded update, const AdamOptions& o) {
