@@ -24,7 +24,7 @@ void OneBitAdam::update(std::size_t i, std::span<float> weights, TensorView redu
     const TensorView part = reduced.slice(begin, end);
     const std::span<float> w = slice(weights, begin, end);
     if (frozen(i)) {
-      frozen_adam_step(options, part, w, slice(m(i), begin, end), slice(v(i), begin, end));
+      frozen_adam_step(options, {}, part, w, slice(m(i), begin, end), slice(v(i), begin, end));
     } else {
       adam_step(options, now, part, w, slice(m(i), begin, end), slice(v(i), begin, end));
     }

@@ -70,16 +70,12 @@ double bias_correction(double beta, std::int64_t step);
 void adam_step(const AdamOptions& options, AdamSteps steps, TensorView grad,
                std::span<float> weights, std::span<float> m, std::span<float> v);
 
-// The same with v as it is (0/1 Adam between the steps that measure it). Where v is 0 nothing
-// changes.
-void momentum_adam_step(const AdamOptions& options, AdamSteps steps, TensorView grad,
-                        std::span<float> weights, std::span<float> m, std::span<const float> v);
-
-// 1-bit Adam with a frozen variance (Tang et al., ICML 2021, arXiv 2102.02888, algorithm 1). Where
-// v is 0, an element had no gradient as long as v was measured (with decoupled weight decay: the
-// other one enters v): it sends 0 and is never updated, whatever stands in the gradient there.
-// Neither function corrects bias: after Adam steps that did, v is divided once by
-// bias_correction(beta2, steps), m likewise, and updates go on at the same size.
+// Steps that exchange momentum under a variance as it is: 1-bit Adam's, whose variance is frozen
+// (Tang et al., ICML 2021, arXiv 2102.02888, algorithm 1), and 0/1 Adam's between those that
+// measure it. Where v is 0, an element had no gradient as long as v was measured (with decoupled
+// weight decay: the other one enters v): it sends 0 and is not updated, whatever stands in the
+// gradient there. When a variance freezes for good, both moments are divided by their bias
+// corrections once, and updates go on at the same size without.
 
 // Divides both by their bias corrections, unless the options want none.
 void fold_bias(const AdamOptions& options, AdamSteps steps, std::span<float> m, std::span<float> v);
@@ -99,10 +95,11 @@ struct MomentumOptions {
 void local_momentum(const MomentumOptions& options, TensorView grad, std::span<const float> m,
                     std::span<const float> v, TensorView out);
 
-// After it: m <- reduced;  w <- w - lr (m / (sqrt(v) + eps) + wd w). Where v is 0, m <- 0 and w
-// stays. Of the options lr, eps and weight_decay are read. `reduced` as a gradient above.
-void frozen_adam_step(const AdamOptions& options, TensorView reduced, std::span<float> weights,
-                      std::span<float> m, std::span<const float> v);
+// After it: m <- reduced;  w <- w - lr (m^ / (sqrt(v^) + eps) + wd w), m^ and v^ as in adam_step.
+// Where v is 0, m <- 0 and w stays. Weight decay is decoupled, whatever the options say. `reduced`
+// as a gradient above. InvalidArgument for steps below 1.
+void frozen_adam_step(const AdamOptions& options, AdamSteps steps, TensorView reduced,
+                      std::span<float> weights, std::span<float> m, std::span<const float> v);
 
 // 0/1 Adam (Lu et al., ICLR 2023, arXiv 2202.06009, algorithm 1) with a frozen variance, masked as
 // above. u is what the local steps since the last exchange have added up to; weights at that

@@ -41,10 +41,16 @@ AdamFactors factors_of(const AdamOptions& o, AdamSteps steps) {
   return with_corrections(o, bias_correction(o.beta1, steps.m), bias_correction(o.beta2, steps.v));
 }
 
-AdamFactors frozen_factors_of(const AdamOptions& options) {
+AdamFactors frozen_factors_of(const AdamOptions& options, AdamSteps steps) {
   AdamOptions o = options;
   o.decoupled = true;
-  return with_corrections(o, 1, 1);
+  return factors_of(o, steps);
+}
+
+AdamFactors local_factors_of(const AdamOptions& options) {
+  AdamOptions o = options;
+  o.bias_correction = false;
+  return frozen_factors_of(o, {});
 }
 
 MomentumFactors factors_of(const MomentumOptions& o) {
@@ -141,18 +147,6 @@ void adam_reference(const AdamFactors& f, TensorView grad, float* weights, float
       const float g = to_float(gradient[i]) + f.l2 * weights[i];
       m[i] = mixed(m[i], g, f.m_mix);
       v[i] = f.v_keep * v[i] + f.v_mix * g * g;
-      weights[i] = moved(weights[i], m[i], v[i], f);
-    }
-  });
-}
-
-void momentum_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
-                             const float* v) {
-  visit(grad, [&](const auto* gradient) {
-    for (std::int64_t i = 0; i < grad.elements; ++i) {
-      if (v[i] == 0) continue;
-      const float g = to_float(gradient[i]) + f.l2 * weights[i];
-      m[i] = mixed(m[i], g, f.m_mix);
       weights[i] = moved(weights[i], m[i], v[i], f);
     }
   });

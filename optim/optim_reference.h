@@ -29,13 +29,13 @@ struct AdamFactors {
   float decay;
 };
 AdamFactors factors_of(const AdamOptions& options, AdamSteps steps);
-AdamFactors frozen_factors_of(const AdamOptions& options);
+AdamFactors frozen_factors_of(const AdamOptions& options, AdamSteps steps);
+// Of local steps, whose moments hold no bias.
+AdamFactors local_factors_of(const AdamOptions& options);
 
 void sgd_reference(const SgdFactors& f, TensorView grad, float* weights, float* velocity);
 void dgc_reference(const SgdFactors& f, TensorView mean, float* weights, float* decay_velocity);
 void adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m, float* v);
-void momentum_adam_reference(const AdamFactors& f, TensorView grad, float* weights, float* m,
-                             const float* v);
 
 struct MomentumFactors {
   float m_mix;  // 1 - beta1

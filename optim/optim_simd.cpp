@@ -106,24 +106,6 @@ HWY_INLINE void fetch_to_write(float* p) { __builtin_prefetch(p + 256, 1); }
 
 HWY_INLINE auto is_masked(VF32 v) { return hn::Eq(v, hn::Zero(F32())); }
 
-template <typename T>
-HWY_NOINLINE void momentum_adam_vectors(const AdamFactors& f, const T* grad, float* weights,
-                                        float* m, const float* v, std::int64_t n) {
-  const VF32 m_mix = all(f.m_mix);
-  const VF32 l2 = all(f.l2);
-  const Move move{all(f.size), all(f.eps), all(f.decay)};
-  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
-    const VF32 w = load_float(weights + i);
-    const VF32 old_m = load_float(m + i);
-    const VF32 variance = load_float(v + i);
-    const auto masked = is_masked(variance);
-    const VF32 g = hn::Add(load_float(grad + i), hn::Mul(l2, w));
-    const VF32 new_m = mixed(old_m, g, m_mix);
-    store_float(hn::IfThenElse(masked, old_m, new_m), m + i);
-    store_float(hn::IfThenElse(masked, w, moved(w, new_m, variance, move)), weights + i);
-  }
-}
-
 template <typename T, typename Out>
 HWY_NOINLINE void local_momentum_vectors(const MomentumFactors& f, const T* grad, const float* m,
                                          const float* v, Out* out, std::int64_t n) {
@@ -326,13 +308,6 @@ void adam_all(const AdamFactors& f, TensorView grad, float* weights, float* m, f
   adam_reference(f, grad.slice(n, grad.elements), weights + n, m + n, v + n);
 }
 
-void momentum_adam_all(const AdamFactors& f, TensorView grad, float* weights, float* m,
-                       const float* v) {
-  const std::int64_t n = whole_vectors(grad.elements);
-  visit(grad, [&](const auto* g) { momentum_adam_vectors(f, g, weights, m, v, n); });
-  momentum_adam_reference(f, grad.slice(n, grad.elements), weights + n, m + n, v + n);
-}
-
 // f(gradient, out), out being of the gradient's type or fp32.
 template <typename F>
 void visit_out(TensorView grad, TensorView out, F&& f) {
@@ -501,7 +476,6 @@ namespace thinwire::optim {
 HWY_EXPORT(sgd_all);
 HWY_EXPORT(dgc_all);
 HWY_EXPORT(adam_all);
-HWY_EXPORT(momentum_adam_all);
 HWY_EXPORT(local_momentum_all);
 HWY_EXPORT(frozen_adam_all);
 HWY_EXPORT(local_adam_all);
@@ -576,14 +550,6 @@ void adam_step(const AdamOptions& options, AdamSteps steps, TensorView grad,
   (factors_of(options, steps), grad, weights.data(), m.data(), v.data());
 }
 
-void momentum_adam_step(const AdamOptions& options, AdamSteps steps, TensorView grad,
-                        std::span<float> weights, std::span<float> m, std::span<const float> v) {
-  check(grad, {weights.size(), m.size(), v.size()});
-  check(steps);
-  HWY_DYNAMIC_DISPATCH(momentum_adam_all)
-  (factors_of(options, steps), grad, weights.data(), m.data(), v.data());
-}
-
 void local_momentum(const MomentumOptions& options, TensorView grad, std::span<const float> m,
                     std::span<const float> v, TensorView out) {
   check(grad, {m.size(), v.size(), static_cast<std::size_t>(out.elements)});
@@ -591,11 +557,12 @@ void local_momentum(const MomentumOptions& options, TensorView grad, std::span<c
   HWY_DYNAMIC_DISPATCH(local_momentum_all)(factors_of(options), grad, m.data(), v.data(), out);
 }
 
-void frozen_adam_step(const AdamOptions& options, TensorView reduced, std::span<float> weights,
-                      std::span<float> m, std::span<const float> v) {
+void frozen_adam_step(const AdamOptions& options, AdamSteps steps, TensorView reduced,
+                      std::span<float> weights, std::span<float> m, std::span<const float> v) {
   check(reduced, {weights.size(), m.size(), v.size()});
+  check(steps);
   HWY_DYNAMIC_DISPATCH(frozen_adam_all)
-  (frozen_factors_of(options), reduced, weights.data(), m.data(), v.data());
+  (frozen_factors_of(options, steps), reduced, weights.data(), m.data(), v.data());
 }
 
 void local_adam_step(const AdamOptions& options, TensorView grad, std::span<float> weights,
@@ -604,7 +571,7 @@ void local_adam_step(const AdamOptions& options, TensorView grad, std::span<floa
   check(grad, {weights.size(), m.size(), v.size(), u.size()});
   if (!anchor.empty()) check(grad, {anchor.size()});
   HWY_DYNAMIC_DISPATCH(local_adam_all)
-  (frozen_factors_of(options), grad, weights.data(), m.data(), v.data(), u.data(),
+  (local_factors_of(options), grad, weights.data(), m.data(), v.data(), u.data(),
    anchor.empty() ? nullptr : anchor.data());
 }
 

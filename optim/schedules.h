@@ -62,7 +62,7 @@ class FreezeRule {
 // What a step exchanges in 0/1 Adam (Lu et al., ICLR 2023, arXiv 2202.06009, algorithm 1).
 enum class ZeroOneStep : std::uint8_t {
   kVariance,  // gradients, uncompressed: variance and momentum are updated
-  kMomentum,  // gradients, compressed: momentum is updated
+  kMomentum,  // momenta, compressed
   kLocal,     // nothing
   kSync,      // what the local steps since the last exchange, this one included, have added up to
 };

@@ -76,12 +76,13 @@ StepMode ZeroOneAdam::begin() {
 }
 
 bool ZeroOneAdam::before(std::size_t i, TensorView gradient, TensorView out) {
-  if (kind_ != ZeroOneStep::kSync) {
+  if (kind_ != ZeroOneStep::kMomentum && kind_ != ZeroOneStep::kSync) {
     return false;
   }
   const AdamOptions& options = groups_.at_begin(group(i));
   MomentumOptions momentum{.beta1 = options.beta1, .loss_scale = loss_scale()};
-  const bool moves = sum_lr_[i] + options.lr > 0;  // else: the momentum itself
+  // Else: the momentum itself.
+  const bool moves = kind_ == ZeroOneStep::kSync && sum_lr_[i] + options.lr > 0;
   momentum.factor = moves ? options.lr : 1;
   if (moves && sum_lr_[i] > 0) {
     local_sum(momentum, gradient, m_.values[i], v_.values[i], u_.values[i], out);
@@ -113,12 +114,12 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
     if (measures) {
       adam_step(options, now, reduced.slice(begin, end), w, m, v);
     } else {
-      momentum_adam_step(options, now, reduced.slice(begin, end), w, m, v);
+      frozen_adam_step(options, now, reduced.slice(begin, end), w, m, v);
     }
   });
   if (measures && compressed(i) && schedule_.at(steps() + 1) != ZeroOneStep::kVariance) {
-    const std::span<float> v = v_.values[i];
-    floor_variance(schedule_.options().floor * gradient_floor(options.beta1, v), v);
+    floor_variance(schedule_.options().floor * momentum_floor(options, now, m_.values[i]),
+                   v_.values[i]);
   }
 }
 
@@ -156,7 +157,7 @@ void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorVie
     });
   } else {
     options.lr = 0;
-    frozen_adam_step(options, reduced, weights, m, v);
+    frozen_adam_step(options, {}, reduced, weights, m, v);
     unmoved_.push_back(i);
   }
   sum_lr_[i] = 0;
@@ -180,8 +181,7 @@ void ZeroOneAdam::begin_intervals() {
     if (compressed(i)) {
       floor_variance(schedule_.options().floor * momentum_floor(m_.values[i]), v_.values[i]);
     }
-    // A gradient would have moved weights by lr (1 - beta1) of it, over sqrt(v).
-    factors[layer_index(i)] = static_cast<float>(options.lr * (1 - options.beta1));
+    factors[layer_index(i)] = static_cast<float>(options.lr);  // from momenta to their sums
   }
   reducer().scale_memories(factors);
   folded_ = true;
@@ -197,14 +197,15 @@ void ZeroOneAdam::forget_unmoved() {
   reducer().scale_memories(factors);
 }
 
-// In the intervals what is pending are sums of lr m. A momentum dm moves weights by
-// lr dm / (1 - beta1) in all.
+// What is pending are momenta, each of which would have been added to the next m = beta1 m + ...;
+// in the intervals sums of lr m. A momentum dm moves weights by lr dm / (1 - beta1) in all.
 void ZeroOneAdam::adapt(OptimizerState& state) const {
   const bool sums = expect(state.numbers, "folded", 1)[0] != 0;
   for (std::size_t i = 0; i < size(); ++i) {
     const AdamOptions options = groups_.now(group(i));
-    if (has_codec(i) && !compressed(i) && sums && options.lr > 0) {
-      settle_residual(state, i, (1 - options.beta1) / options.lr);
+    const double part = sums ? options.lr / (1 - options.beta1) : options.beta1;
+    if (has_codec(i) && !compressed(i) && part > 0) {
+      settle_residual(state, i, 1 / part);
     }
   }
 }

@@ -28,6 +28,13 @@ const AdamOptions kAdam{.lr = 2e-3, .beta2 = 0.99, .eps = 1e-5};
 const AdamOptions kAdamW{
     .lr = 2e-3, .beta2 = 0.99, .eps = 1e-5, .weight_decay = 0.01, .decoupled = true};
 
+// Of moments whose bias is folded in.
+const AdamOptions kFolded = [] {
+  AdamOptions options = kAdamW;
+  options.bias_correction = false;
+  return options;
+}();
+
 // A layer on every rank.
 struct LayerReference {
   bool compressed = false;
@@ -60,6 +67,13 @@ Bounded mean(Sent&& sent) {
 
 Bounded mean_gradient(const RankGradients& grads, std::size_t i) {
   return mean([&](std::size_t rank) { return of_rank(grads, rank, i); });
+}
+
+// What the ranks send of a coordinate, which is the same on all.
+Bounded mean_momentum(const Coordinate& c, const RankGradients& grads, std::size_t i) {
+  return mean([&](std::size_t rank) {
+    return reference_local_momentum(c, of_rank(grads, rank, i), kAdamW.beta1);
+  });
 }
 
 // What is the same on all ranks is advanced on the first.
@@ -180,7 +194,7 @@ TEST_F(Lossless, Adam) {
       "lossless", [](auto& r) { return Adam::make(r, all_layers(r), {kAdam}); },
       [](LayerReference& layer, const RankGradients& grads, std::int64_t step) {
         on_all_ranks(layer, [&](Coordinate& c, std::size_t i) {
-          reference_adam(c, mean_gradient(grads, i), kAdam, step);
+          reference_adam(c, mean_gradient(grads, i), kAdam, {.m = step, .v = step});
         });
       });
 }
@@ -192,14 +206,9 @@ TEST_F(Lossless, OneBitAdam) {
       [](LayerReference& layer, const RankGradients& grads, std::int64_t step) {
         on_all_ranks(layer, [&](Coordinate& c, std::size_t i) {
           if (step <= kFrozenAfter || !layer.compressed) {
-            reference_adam(c, mean_gradient(grads, i), kAdamW, step);
+            reference_adam(c, mean_gradient(grads, i), kAdamW, {.m = step, .v = step});
           } else {
-            const Coordinate before = c;
-            reference_frozen_adam(c, mean([&](std::size_t rank) {
-                                    return reference_local_momentum(before, of_rank(grads, rank, i),
-                                                                    kAdamW.beta1);
-                                  }),
-                                  kAdamW);
+            reference_frozen_adam(c, mean_momentum(c, grads, i), kFolded, {});
           }
           if (step == kFrozenAfter && layer.compressed) {
             reference_fold_bias(c, kAdamW, {.m = step, .v = step});
@@ -234,15 +243,9 @@ TEST_F(Lossless, ZeroOneAdam) {
         if (!in_intervals) {
           on_all_ranks(layer, [&](Coordinate& c, std::size_t i) {
             if (kind == ZeroOneStep::kVariance) {
-              // m and v go on with corrections of their own.
-              const Bounded g = mean_gradient(grads, i);
-              const Bounded v = constant(kAdamW.beta2) * c.v + constant(1 - kAdamW.beta2) * g * g;
-              const bool masked = v.value == 0;
-              c.v = v;
-              if (!masked) reference_momentum_adam(c, g, kAdamW, steps);
-              if (masked) reference_adam(c, g, kAdamW, step);
+              reference_adam(c, mean_gradient(grads, i), kAdamW, steps);
             } else {
-              reference_momentum_adam(c, mean_gradient(grads, i), kAdamW, steps);
+              reference_frozen_adam(c, mean_momentum(c, grads, i), kAdamW, steps);
             }
             if (step == options.var_freeze_step) {
               reference_fold_bias(c, kAdamW, steps);

@@ -167,26 +167,17 @@ std::vector<Case> all_cases() {
       adam_case("adam", kAdam, {}),
       adam_case("adamw", kAdamW, {.m = 7, .v = 5}),
       adam_case("adam without bias correction", kUncorrected, {.m = 7, .v = 7}),
-      {"momentum-only adam",
-       [](Arrays& x) {
-         momentum_adam_step(kAdam, kFew, x.grad.view(), span_of(x.weights), span_of(x.a),
-                            span_of(x.b));
-       },
-       [](Arrays& x) {
-         momentum_adam_reference(factors_of(kAdam, kFew), x.grad.view(), floats(x.weights),
-                                 floats(x.a), floats(x.b));
-       },
-       Masks::kStays},
       momentum_case("momentum to fp32", &Arrays::out),
       momentum_case("momentum in place", &Arrays::grad),
       sum_case("sum to fp32", &Arrays::out),
       sum_case("sum in place", &Arrays::grad),
       {"frozen adam",
        [](Arrays& x) {
-         frozen_adam_step(kAdamW, x.grad.view(), span_of(x.weights), span_of(x.a), span_of(x.b));
+         frozen_adam_step(kAdamW, kFew, x.grad.view(), span_of(x.weights), span_of(x.a),
+                          span_of(x.b));
        },
        [](Arrays& x) {
-         frozen_adam_reference(frozen_factors_of(kAdamW), x.grad.view(), floats(x.weights),
+         frozen_adam_reference(frozen_factors_of(kAdamW, kFew), x.grad.view(), floats(x.weights),
                                floats(x.a), floats(x.b));
        },
        Masks::kStays},
@@ -196,7 +187,7 @@ std::vector<Case> all_cases() {
                          span_of(x.c), {});
        },
        [](Arrays& x) {
-         local_adam_reference(frozen_factors_of(kAdamW), x.grad.view(), floats(x.weights),
+         local_adam_reference(local_factors_of(kAdamW), x.grad.view(), floats(x.weights),
                               floats(x.a), floats(x.b), floats(x.c), nullptr);
        },
        Masks::kStays},
@@ -206,7 +197,7 @@ std::vector<Case> all_cases() {
                          span_of(x.c), span_of(x.d));
        },
        [](Arrays& x) {
-         local_adam_reference(frozen_factors_of(kAdamW), x.grad.view(), floats(x.weights),
+         local_adam_reference(local_factors_of(kAdamW), x.grad.view(), floats(x.weights),
                               floats(x.a), floats(x.b), floats(x.c), floats(x.d));
        },
        Masks::kStays},
@@ -492,13 +483,12 @@ TEST(OptimKernels, RefuseWhatDoesNotFit) {
   const auto bad = [](auto&& call) { EXPECT_THROW(call(), InvalidArgument); };
   for (const AdamSteps steps : {AdamSteps{.m = 0, .v = 1}, AdamSteps{.m = 1, .v = 0}}) {
     bad([&] { adam_step(kAdam, steps, grad, three, three, three); });
-    bad([&] { momentum_adam_step(kAdam, steps, grad, three, three, three); });
+    bad([&] { frozen_adam_step(kAdam, steps, grad, three, three, three); });
     bad([&] { lamb_moments(kAdam, steps, grad, three, three, three); });
     bad([&] { lamb_move(kAdam, steps, 1, three, three, three); });
   }
   bad([&] { adam_step(kAdam, {}, grad, three, four, three); });
-  bad([&] { momentum_adam_step(kAdam, {}, grad, three, three, four); });
-  bad([&] { frozen_adam_step(kAdam, grad, three, three, four); });
+  bad([&] { frozen_adam_step(kAdam, {}, grad, three, three, four); });
   bad([&] { local_momentum(sent, grad, three, three, view(four)); });
   bad([&] { local_momentum(sent, grad, three, three, half.view()); });
   bad([&] { local_adam_step(kAdam, grad, three, three, three, four, {}); });
@@ -514,7 +504,7 @@ TEST(OptimKernels, RefuseWhatDoesNotFit) {
   bad([&] { frozen_lamb_moments(kAdam, 1, grad, three, three, three, four); });
   bad([&] { lamb_move(kAdam, {}, 1, three, three, four); });
   bad([&] { frozen_lamb_move(kAdam, 1, three, four, three); });
-  bad([&] { frozen_adam_step(kAdam, integers, three, three, three); });
+  bad([&] { frozen_adam_step(kAdam, {}, integers, three, three, three); });
   bad([&] { all_finite(integers); });
   EXPECT_EQ(three, std::vector<float>(3, 1.0F));
   EXPECT_EQ(four, std::vector<float>(4, 1.0F));

@@ -96,16 +96,10 @@ void reference_dgc(Coordinate& c, Bounded mean, const SgdOptions& o) {
   c.weight = c.weight - constant(o.lr) * (mean + step);
 }
 
-void reference_adam(Coordinate& c, Bounded grad, const AdamOptions& o, std::int64_t step) {
+void reference_adam(Coordinate& c, Bounded grad, const AdamOptions& o, AdamSteps steps) {
   const Bounded g = decayed(c, grad, o);
   c.m = mixed(c.m, g, o.beta1);
   c.v = constant(o.beta2) * c.v + constant(1 - o.beta2) * g * g;
-  move(c, o, {.m = step, .v = step});
-}
-
-void reference_momentum_adam(Coordinate& c, Bounded grad, const AdamOptions& o, AdamSteps steps) {
-  if (c.v.value == 0) return;
-  c.m = mixed(c.m, decayed(c, grad, o), o.beta1);
   move(c, o, steps);
 }
 
@@ -118,9 +112,12 @@ Bounded reference_local_momentum(const Coordinate& c, Bounded grad, double beta1
   return c.v.value == 0 ? exact(0) : mixed(c.m, grad, beta1);
 }
 
-void reference_frozen_adam(Coordinate& c, Bounded reduced, const AdamOptions& o) {
+void reference_frozen_adam(Coordinate& c, Bounded reduced, const AdamOptions& options,
+                           AdamSteps steps) {
+  AdamOptions o = options;
+  o.decoupled = true;
   c.m = c.v.value == 0 ? exact(0) : reduced;
-  if (c.v.value != 0) move(c, frozen(o), {});
+  if (c.v.value != 0) move(c, o, steps);
 }
 
 void reference_local_adam(Coordinate& c, Bounded grad, const AdamOptions& o) {

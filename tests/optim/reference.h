@@ -39,12 +39,11 @@ struct Coordinate {
 
 void reference_sgd(Coordinate& c, Bounded grad, const SgdOptions& options);
 void reference_dgc(Coordinate& c, Bounded mean, const SgdOptions& options);
-void reference_adam(Coordinate& c, Bounded grad, const AdamOptions& options, std::int64_t step);
-void reference_momentum_adam(Coordinate& c, Bounded grad, const AdamOptions& options,
-                             AdamSteps steps);
+void reference_adam(Coordinate& c, Bounded grad, const AdamOptions& options, AdamSteps steps);
 void reference_fold_bias(Coordinate& c, const AdamOptions& options, AdamSteps steps);
 Bounded reference_local_momentum(const Coordinate& c, Bounded grad, double beta1);
-void reference_frozen_adam(Coordinate& c, Bounded reduced, const AdamOptions& options);
+void reference_frozen_adam(Coordinate& c, Bounded reduced, const AdamOptions& options,
+                           AdamSteps steps);
 void reference_local_adam(Coordinate& c, Bounded grad, const AdamOptions& options);
 Bounded reference_local_sum(const Coordinate& c, Bounded grad, const AdamOptions& options);
 void reference_sync_adam(Coordinate& c, Bounded reduced, double sum_lr, const AdamOptions& options);
