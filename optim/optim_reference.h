@@ -48,8 +48,8 @@ void local_momentum_reference(const MomentumFactors& f, TensorView grad, const f
 void frozen_adam_reference(const AdamFactors& f, TensorView reduced, float* weights, float* m,
                            const float* v);
 
-// What leads from an anchor to the next one: w <- anchor - (reduced / (sqrt(v) + eps) + decay
-// anchor).
+// What leads from the anchor to the weights after an exchange:
+// w <- anchor - (reduced / (sqrt(v) + eps) + decay anchor).
 struct SyncFactors {
   float sum_lr;
   float eps;

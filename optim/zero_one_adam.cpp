@@ -9,7 +9,7 @@
 namespace thinwire::optim {
 namespace {
 
-constexpr const char* kStartHint = "the optimizer's schedule says when gradients are compressed";
+constexpr const char* kStartHint = "the optimizer's schedule says what is compressed, and when";
 
 }  // namespace
 
@@ -81,10 +81,10 @@ bool ZeroOneAdam::before(std::size_t i, TensorView gradient, TensorView out) {
   }
   const AdamOptions& options = groups_.at_begin(group(i));
   MomentumOptions momentum{.beta1 = options.beta1, .loss_scale = loss_scale()};
-  // Else: the momentum itself.
-  const bool moves = kind_ == ZeroOneStep::kSync && sum_lr_[i] + options.lr > 0;
-  momentum.factor = moves ? options.lr : 1;
-  if (moves && sum_lr_[i] > 0) {
+  if (kind_ == ZeroOneStep::kSync && sum_lr_[i] + options.lr > 0) {
+    momentum.factor = options.lr;
+  }
+  if (sum_lr_[i] > 0) {
     local_sum(momentum, gradient, m_.values[i], v_.values[i], u_.values[i], out);
   } else {
     local_momentum(momentum, gradient, m_.values[i], v_.values[i], out);
@@ -105,6 +105,7 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
   options.bias_correction = options.bias_correction && !folded_;
   sum_lr_[i] = 0;  // an interval that several ranks have begun ends on one
   drop(u_, i);
+  drop(anchor_, i);
   const bool measures = kind_ == ZeroOneStep::kVariance;
   const AdamSteps now{.m = steps() + 1, .v = variance_steps_ + (measures ? 1 : 0)};
   for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {
@@ -157,6 +158,7 @@ void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorVie
     });
   } else {
     options.lr = 0;
+    options.bias_correction = false;
     frozen_adam_step(options, {}, reduced, weights, m, v);
     unmoved_.push_back(i);
   }
@@ -181,7 +183,9 @@ void ZeroOneAdam::begin_intervals() {
     if (compressed(i)) {
       floor_variance(schedule_.options().floor * momentum_floor(m_.values[i]), v_.values[i]);
     }
-    factors[layer_index(i)] = static_cast<float>(options.lr);  // from momenta to their sums
+    // What is pending are momenta with their bias; from now on sums of lr m without.
+    const double bias = options.bias_correction ? bias_correction(options.beta1, steps()) : 1;
+    factors[layer_index(i)] = static_cast<float>(options.lr / bias);
   }
   reducer().scale_memories(factors);
   folded_ = true;

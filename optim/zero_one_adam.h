@@ -1,14 +1,15 @@
 // 0/1 Adam (Lu et al., ICLR 2023, arXiv 2202.06009, algorithm 1): AdamW that measures its variance
-// at ever rarer steps, exchanges compressed gradients between them, and, once the variance is
+// at ever rarer steps, exchanges compressed momenta between them, and, once the variance is
 // frozen, trains on each rank alone for ever longer intervals, which end with a compressed exchange
-// of what the steps have added up to (ZeroOneSchedule).
+// of what the steps have added up to (ZeroOneSchedule). The authors' program sends gradients, not
+// momenta, between the variance steps, which converges worse (docs/optimizers.md).
 //
 // Within an interval the weights of the ranks differ; after its last step they are the same bits
 // again. Bias is corrected by the steps that updated m and v each, which the paper leaves out. What
-// error feedback holds when the intervals begin is carried over in their unit, weights instead of
-// gradients. NaN or Inf in a step without exchange costs that rank that layer's step. Where the
-// variance of an element is zero, it has had no gradient when variance was measured, and takes none
-// in other steps (mask).
+// error feedback holds when the intervals begin is carried over in their unit, lr times a momentum.
+// NaN or Inf in a step without exchange costs that rank that layer's step. Where the variance of an
+// element is zero, it has had no gradient when variance was measured, and takes none in other steps
+// (mask).
 //
 // Weight decay is decoupled. Without compression, and with one rank, it is AdamW.
 #pragma once
@@ -65,7 +66,7 @@ class ZeroOneAdam final : public Optimizer {
   std::vector<std::size_t> unmoved_;  // members with lr 0 in all of the interval that ends
   Slot& m_;
   Slot& v_;
-  Slot& u_;       // what these steps have added up to, in weights
+  Slot& u_;       // the sum of lr m over these steps
   Slot& anchor_;  // the weights before the first of these steps; stale where there are none
 };
 

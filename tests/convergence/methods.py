@@ -97,7 +97,6 @@ METHODS = {
             density_falls=True,
         ),
         Method("powersgd", "thinwire powersgd", "thinwire:powersgd:{rank}"),
-        Method("powersgd-16", "thinwire powersgd, rank 16", "thinwire:powersgd:16"),
         Method("onebit", "thinwire onebit,scale=l1", "thinwire:onebit,scale=l1"),
         Method("q4", "thinwire q4", "thinwire:q4"),
         Method("q2", "thinwire q2", "thinwire:q2"),
@@ -173,7 +172,7 @@ ROWS = {
     ],
     "lstm": [*CODECS, "dgc"],
     "lstm-once": ["none", "topk", "dgc"],
-    "gpt": [*CODECS, "powersgd-16", "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
+    "gpt": [*CODECS, "onebit-adam", "zeroone-adam", "lamb", "onebit-lamb"],
     "minilm": [*CODECS, "onebit-adam", "zeroone-adam"],
 }
 """Each task's rows, in the order of the tables: an optimiser is compared where its family's plain

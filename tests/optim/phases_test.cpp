@@ -234,6 +234,31 @@ TEST(VarianceFloor, RaisesFrozenVariancesAloneAndNoZeros) {
   }
 }
 
+TEST(ZeroOneAdam, PendingMomentaBecomeSumsWhenIntervalsBegin) {
+  const Method method = all_methods()[4];  // lr 0.01, beta1 0.9
+  const std::int64_t last = testing::kShortIntervals.var_freeze_step - 1;
+  ASSERT_EQ(ZeroOneSchedule(testing::kShortIntervals).at(last), ZeroOneStep::kVariance);
+  run_trainers(kRanks, "onebit", method.make, [&](Trainer& trainer) {
+    for (std::int64_t step = 0; step < last; ++step) {
+      ASSERT_TRUE(trainer.train(static_cast<std::uint64_t>(step)));
+    }
+    const auto before = trainer.optimizer->state().reducer.entries;
+    ASSERT_TRUE(trainer.train(static_cast<std::uint64_t>(last)));
+    const auto after = trainer.optimizer->state().reducer.entries;
+    const double factor = 0.01 / (1 - std::pow(0.9, last + 1));
+    ASSERT_EQ(after.size(), before.size());
+    double pending = 0;
+    for (std::size_t entry = 0; entry < after.size(); ++entry) {
+      for (std::size_t i = 0; i < after[entry].values.size(); ++i) {
+        const double expected = factor * double{before[entry].values[i]};
+        EXPECT_NEAR(after[entry].values[i], expected, std::fabs(expected) * 0x1p-22);
+        pending += std::fabs(expected);
+      }
+    }
+    EXPECT_GT(pending, 0);
+  });
+}
+
 // Before each exchange of momenta, which bias makes smaller as long as it is not folded in.
 TEST(VarianceFloor, OfZeroOneAdamIsThatOfItsMomenta) {
   const AdamOptions adam{.lr = 0.01, .beta2 = 0.99};

@@ -384,7 +384,7 @@ class OneBitAdam(_AdamLike):
 
 class ZeroOneAdam(_AdamLike):
     """0/1 Adam (Lu et al., ICLR 2023, arXiv 2202.06009): AdamW that measures its variance ever more
-    rarely, exchanges compressed gradients between, and after var_freeze_step trains on each rank
+    rarely, exchanges compressed momentum between, and after var_freeze_step trains on each rank
     alone for ever longer intervals that end with one compressed exchange.
 
     Within an interval the ranks' weights differ; after its last step they are the same bits again:
