@@ -49,6 +49,7 @@ struct AdamOptions {
   double weight_decay = 0;  // wd >= 0
   bool decoupled = false;   // AdamW (Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101)
   bool bias_correction = true;
+  double least_v = 0;  // of v in sqrt(v), not of v itself; adam_step and frozen_adam_step
 };
 
 // How often m and v have been updated, this step included: what their bias corrections go by.

@@ -18,7 +18,8 @@ AdamFactors with_corrections(const AdamOptions& o, double of_m, double of_v) {
           .l2 = static_cast<float>(o.decoupled ? 0 : o.weight_decay),
           .eps = static_cast<float>(o.eps * root),
           .size = static_cast<float>(o.lr * root / of_m),
-          .decay = static_cast<float>(o.decoupled ? o.lr * o.weight_decay : 0)};
+          .decay = static_cast<float>(o.decoupled ? o.lr * o.weight_decay : 0),
+          .least = static_cast<float>(o.least_v)};
 }
 
 float mixed(float m, float g, float mix) { return m + mix * (g - m); }
@@ -147,7 +148,7 @@ void adam_reference(const AdamFactors& f, TensorView grad, float* weights, float
       const float g = to_float(gradient[i]) + f.l2 * weights[i];
       m[i] = mixed(m[i], g, f.m_mix);
       v[i] = f.v_keep * v[i] + f.v_mix * g * g;
-      weights[i] = moved(weights[i], m[i], v[i], f);
+      weights[i] = moved(weights[i], m[i], std::max(v[i], f.least), f);
     }
   });
 }
@@ -170,7 +171,7 @@ void frozen_adam_reference(const AdamFactors& f, TensorView reduced, float* weig
   visit(reduced, [&](const auto* mean) {
     for (std::int64_t i = 0; i < reduced.elements; ++i) {
       m[i] = v[i] == 0 ? 0.0F : to_float(mean[i]);
-      if (v[i] != 0) weights[i] = moved(weights[i], m[i], v[i], f);
+      if (v[i] != 0) weights[i] = moved(weights[i], m[i], std::max(v[i], f.least), f);
     }
   });
 }

@@ -27,6 +27,7 @@ struct AdamFactors {
   float eps;
   float size;
   float decay;
+  float least;  // of v in sqrt(v)
 };
 AdamFactors factors_of(const AdamOptions& options, AdamSteps steps);
 AdamFactors frozen_factors_of(const AdamOptions& options, AdamSteps steps);

@@ -89,6 +89,7 @@ HWY_NOINLINE void adam_vectors(const AdamFactors& f, const T* grad, float* weigh
   const VF32 v_keep = all(f.v_keep);
   const VF32 v_mix = all(f.v_mix);
   const VF32 l2 = all(f.l2);
+  const VF32 least = all(f.least);
   const Move move{all(f.size), all(f.eps), all(f.decay)};
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
     const VF32 w = load_float(weights + i);
@@ -97,7 +98,7 @@ HWY_NOINLINE void adam_vectors(const AdamFactors& f, const T* grad, float* weigh
     const VF32 new_v = hn::Add(hn::Mul(v_keep, load_float(v + i)), hn::Mul(hn::Mul(v_mix, g), g));
     store_float(new_m, m + i);
     store_float(new_v, v + i);
-    store_float(moved(w, new_m, new_v, move), weights + i);
+    store_float(moved(w, new_m, hn::Max(new_v, least), move), weights + i);
   }
 }
 
@@ -277,6 +278,7 @@ template <typename T>
 HWY_NOINLINE void frozen_adam_vectors(const AdamFactors& f, const T* reduced, float* weights,
                                       float* m, const float* v, std::int64_t n) {
   const Move move{all(f.size), all(f.eps), all(f.decay)};
+  const VF32 least = all(f.least);
   for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
     fetch_to_write(m + i);
     const VF32 w = load_float(weights + i);
@@ -284,7 +286,8 @@ HWY_NOINLINE void frozen_adam_vectors(const AdamFactors& f, const T* reduced, fl
     const auto masked = is_masked(variance);
     const VF32 new_m = hn::IfThenZeroElse(masked, load_float(reduced + i));
     store_float(new_m, m + i);
-    store_float(hn::IfThenElse(masked, w, moved(w, new_m, variance, move)), weights + i);
+    const VF32 now = moved(w, new_m, hn::Max(variance, least), move);
+    store_float(hn::IfThenElse(masked, w, now), weights + i);
   }
 }
 

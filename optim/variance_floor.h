@@ -16,7 +16,7 @@ inline double momentum_floor(std::span<const float> m) {
   return m.empty() ? 0 : square_sum(m) / static_cast<double>(m.size());
 }
 
-// Of moments that hold their bias, after so many steps: v's floor holds it, too.
+// Of moments that hold their bias, after so many steps, at least 1 of each: so does the floor of v.
 inline double momentum_floor(const AdamOptions& options, AdamSteps steps,
                              std::span<const float> m) {
   if (!options.bias_correction) return momentum_floor(m);

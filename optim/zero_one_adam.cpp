@@ -108,6 +108,10 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
   drop(anchor_, i);
   const bool measures = kind_ == ZeroOneStep::kVariance;
   const AdamSteps now{.m = steps() + 1, .v = variance_steps_ + (measures ? 1 : 0)};
+  if (compressed(i) && (!measures || steps() > variance_steps_)) {  // m is off, or will be
+    const AdamSteps before{.m = steps(), .v = variance_steps_};
+    options.least_v = schedule_.options().floor * momentum_floor(options, before, m_.values[i]);
+  }
   for_ranges(reduced.elements, [&](std::int64_t begin, std::int64_t end) {
     const std::span<float> m = slice(std::span(m_.values[i]), begin, end);
     const std::span<float> v = slice(std::span(v_.values[i]), begin, end);
@@ -118,10 +122,6 @@ void ZeroOneAdam::update(std::size_t i, std::span<float> weights, TensorView red
       frozen_adam_step(options, now, reduced.slice(begin, end), w, m, v);
     }
   });
-  if (measures && compressed(i) && schedule_.at(steps() + 1) != ZeroOneStep::kVariance) {
-    floor_variance(schedule_.options().floor * momentum_floor(options, now, m_.values[i]),
-                   v_.values[i]);
-  }
 }
 
 void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorView gradient) {

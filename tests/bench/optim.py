@@ -46,6 +46,8 @@ class Tensors(nn.Module):
 
 
 Make = Callable[[list[nn.Parameter], Any], torch.optim.Optimizer]
+INTERVAL = 2
+"""Steps of one round, whose mean counts: in intervals every second one exchanges."""
 OURS: dict[str, tuple[str, Make, int, str]] = {
     # name: policy, optimizer, streams of 4 bytes an element, torch's that it stands beside
     "OneBitAdam, warm-up": (
@@ -64,9 +66,9 @@ OURS: dict[str, tuple[str, Make, int, str]] = {
     "ZeroOneAdam, intervals": (
         "onebit",
         lambda p, r: tw.optim.ZeroOneAdam(
-            p, r, var_freeze_step=FREEZE, local_step_scaler=1, local_step_clipper=2
+            p, r, var_freeze_step=FREEZE, local_step_scaler=1, local_step_clipper=INTERVAL
         ),
-        8,
+        7,  # 8 in the local step, 6 in the one that exchanges
         "AdamW",
     ),
     "OneBitLAMB, warm-up": (
@@ -108,7 +110,7 @@ def measure(rank: int, name: str, options: argparse.Namespace) -> dict[str, Any]
         for kind in KINDS
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in ("ours", *KINDS)}
-    for step in range(FREEZE + 2 + options.rounds):
+    for step in range(FREEZE + 2 + INTERVAL * options.rounds):
         ours.zero_grad()
         model(torch.tensor(1.0 + 0.1 * (step % 7))).backward()
         took = {}
@@ -125,6 +127,10 @@ def measure(rank: int, name: str, options: argparse.Namespace) -> dict[str, Any]
         if step >= FREEZE + 2:
             for kind, value in took.items():
                 seconds[kind].append(value)
+    seconds = {
+        kind: [statistics.fmean(v[i : i + INTERVAL]) for i in range(0, len(v), INTERVAL)]
+        for kind, v in seconds.items()
+    }
     elements = sum(p.numel() for p in module.parameters())
     figures = {
         kind: [1e3 * f(v) for f in (statistics.median, min, max)]

@@ -180,8 +180,8 @@ one trains the task well."""
 BASELINES = {ADAM: "adam", LAMB: "lamb"}
 """The uncompressed row of a family that is not the task's own."""
 MORE_SEEDS = {("cnn", name): 15 for name in ("adam", "onebit-adam", "lamb", "onebit-lamb")}
-"""Of (task, method), instead of the recipe's: rows that the first five seeds left less than a
-deviation apart, on the worse side."""
+"""Of (task, method), instead of the recipe's: what five seeds left between a half and one deviation
+behind its baseline, and that baseline."""
 
 
 def methods_of(task: str) -> list[Method]:

@@ -197,8 +197,8 @@ def table(task: str, rows: list[Row], links: list[str]) -> list[str]:
     lines = [
         f"## {kind.title}",
         "",
-        f"{kind.workload}; {recipe.steps} steps, {recipe.seeds} seeds, optimisers: "
-        f"{'; '.join(optimizer_text(task, family) for family in recipe.learning_rates)}.",
+        f"{kind.workload}; {recipe.steps} steps, {recipe.seeds} seeds or as the row says, "
+        f"optimisers: {'; '.join(optimizer_text(task, family) for family in recipe.learning_rates)}.",
         "",
         f"| {' | '.join(head)} |",
         f"|---|{'---:|' * (len(head) - 1)}",
@@ -272,8 +272,8 @@ INTRODUCTION = """\
   brackets how many are in. Δ ÷ sd: the difference to the baseline in the baseline's standard
   deviations, above 0 where the method is better. Within ½ sd: no worse than half of one; a gap is
   in units of the metric. Chance alone gives two equal methods differences of a deviation of √(2/n)
-  sd over n seeds: 0.82 for 3, 0.63 for 5, 0.37 for 15. 1-bit Adam and 1-bit LAMB were up to one
-  deviation behind on the CNN after 5 seeds; they and their baselines then got 15 there.
+  sd over n seeds: 0.82 for 3, 0.63 for 5, 0.37 for 15 (0.52 for 5 beside 15). 1-bit Adam and 1-bit
+  LAMB were 0.96 and 0.66 behind on the CNN after 5 seeds; they and their baselines then got 15.
 - MB a rank (10⁶ bytes) are what thinwire counts, headers included; for plain DDP and PyTorch's
   hooks, the bytes of a ring allreduce of what they hand over, with TCP's headers.
 - Steps and MB to a fixed value are those of the first evaluation that reaches it, mean over the

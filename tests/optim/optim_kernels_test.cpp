@@ -27,6 +27,7 @@ const SgdOptions kNesterov{.lr = 0.05, .momentum = 0.9, .weight_decay = 5e-4, .n
 const AdamOptions kAdam{.lr = 1e-3, .eps = 1e-5, .weight_decay = 0.01};
 const AdamOptions kAdamW{.lr = 1e-3, .weight_decay = 0.01, .decoupled = true};
 const AdamOptions kUncorrected{.lr = 1e-3, .bias_correction = false};
+const AdamOptions kFloored{.lr = 1e-3, .weight_decay = 0.01, .decoupled = true, .least_v = 0.1};
 
 float* floats(Array& array) { return static_cast<float*>(array.view().data); }
 std::span<float> span_of(Array& array) {
@@ -166,6 +167,7 @@ std::vector<Case> all_cases() {
       dgc_case("dgc, nesterov", kNesterov, true),
       adam_case("adam", kAdam, {}),
       adam_case("adamw", kAdamW, {.m = 7, .v = 5}),
+      adam_case("adam with a least variance", kFloored, kFew),
       adam_case("adam without bias correction", kUncorrected, {.m = 7, .v = 7}),
       momentum_case("momentum to fp32", &Arrays::out),
       momentum_case("momentum in place", &Arrays::grad),
@@ -173,11 +175,11 @@ std::vector<Case> all_cases() {
       sum_case("sum in place", &Arrays::grad),
       {"frozen adam",
        [](Arrays& x) {
-         frozen_adam_step(kAdamW, kFew, x.grad.view(), span_of(x.weights), span_of(x.a),
+         frozen_adam_step(kFloored, kFew, x.grad.view(), span_of(x.weights), span_of(x.a),
                           span_of(x.b));
        },
        [](Arrays& x) {
-         frozen_adam_reference(frozen_factors_of(kAdamW, kFew), x.grad.view(), floats(x.weights),
+         frozen_adam_reference(frozen_factors_of(kFloored, kFew), x.grad.view(), floats(x.weights),
                                floats(x.a), floats(x.b));
        },
        Masks::kStays},
