@@ -16,7 +16,14 @@ import torch
 from examples.pytorch import minilm
 from tests.convergence import runs, table
 from tests.convergence.__main__ import main
-from tests.convergence.methods import METHODS, ROWS, baseline_of, methods_of, settings_of
+from tests.convergence.methods import (
+    METHODS,
+    MORE_SEEDS,
+    ROWS,
+    baseline_of,
+    methods_of,
+    settings_of,
+)
 from tests.convergence.runs import Choice, store, training_run, training_runs
 from tests.convergence.settings import RECIPES, rate_factor
 from tests.convergence.tasks import TASKS
@@ -174,6 +181,16 @@ def test_baselines_of_small_tasks_come_first_and_every_method_once_before_other_
     later = [i for i, run in enumerate(order) if run.seed > 1 and run.method != "none"]
     assert max(first) < min(later)
     assert len({(run.file(Path()), run.place) for run in order}) == len(order)
+
+
+def test_rows_with_more_seeds_have_baselines_with_as_many():
+    for (task, method), seeds in MORE_SEEDS.items():
+        assert method in ROWS[task]
+        assert seeds > RECIPES[task].seeds
+        assert MORE_SEEDS[task, baseline_of(task, METHODS[method])] == seeds
+        assert Choice().seeds_of(task, method) == seeds
+        assert Choice(seeds=2).seeds_of(task, method) == 2
+    assert Choice().seeds_of("cnn", "none") == RECIPES["cnn"].seeds
 
 
 def test_learning_rate_rises_and_falls():
