@@ -194,11 +194,12 @@ def table(task: str, rows: list[Row], links: list[str]) -> list[str]:
     head += [f"MB to {target}", f"steps to {target}"]
     head += [f"time to {target}, {link_text(link)}" for link in links]
     by_name = {row.method.name: row for row in rows}
+    optimizers = "; ".join(optimizer_text(task, family) for family in recipe.learning_rates)
     lines = [
         f"## {kind.title}",
         "",
         f"{kind.workload}; {recipe.steps} steps, {recipe.seeds} seeds or as the row says, "
-        f"optimisers: {'; '.join(optimizer_text(task, family) for family in recipe.learning_rates)}.",
+        f"optimisers: {optimizers}.",
         "",
         f"| {' | '.join(head)} |",
         f"|---|{'---:|' * (len(head) - 1)}",
