@@ -117,12 +117,11 @@ void local_adam_step(const AdamOptions& options, TensorView grad, std::span<floa
 void local_sum(const MomentumOptions& options, TensorView grad, std::span<const float> m,
                std::span<const float> v, std::span<const float> u, TensorView out);
 // After it, sum_lr > 0 being the sum of lr over those steps and this one:
-//   m <- reduced / sum_lr;  w <- anchor - (reduced / (sqrt(v) + eps) + sum_lr wd anchor);
-//   u <- 0.
-// `anchor` may be `weights`, where no step was taken without exchange; u may be empty then.
+//   m <- reduced / sum_lr;  w <- anchor - (reduced / (sqrt(v) + eps) + sum_lr wd anchor).
+// `anchor` may be `weights`, where no step was taken without exchange.
 void sync_adam_step(const AdamOptions& options, double sum_lr, TensorView reduced,
                     std::span<float> weights, std::span<float> m, std::span<const float> v,
-                    std::span<float> u, std::span<const float> anchor);
+                    std::span<const float> anchor);
 
 // LAMB (You et al., ICLR 2020, arXiv 1904.00962) in two passes, between which the size of the step
 // is chosen by the norms of all weights and of the whole update

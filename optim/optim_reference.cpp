@@ -207,12 +207,11 @@ void local_sum_reference(const MomentumFactors& f, TensorView grad, const float*
 }
 
 void sync_adam_reference(const SyncFactors& f, TensorView reduced, float* weights, float* m,
-                         const float* v, float* u, const float* anchor) {
+                         const float* v, const float* anchor) {
   visit(reduced, [&](const auto* mean) {
     for (std::int64_t i = 0; i < reduced.elements; ++i) {
       const float sum = v[i] == 0 ? 0.0F : to_float(mean[i]);
       m[i] = sum / f.sum_lr;
-      if (u != nullptr) u[i] = 0;
       weights[i] = anchor[i];
       if (v[i] != 0) weights[i] -= sum / (std::sqrt(v[i]) + f.eps) + f.decay * weights[i];
     }

@@ -62,7 +62,7 @@ void local_adam_reference(const AdamFactors& f, TensorView grad, float* weights,
 void local_sum_reference(const MomentumFactors& f, TensorView grad, const float* m, const float* v,
                          const float* u, TensorView out);
 void sync_adam_reference(const SyncFactors& f, TensorView reduced, float* weights, float* m,
-                         const float* v, float* u, const float* anchor);
+                         const float* v, const float* anchor);
 
 // d = size m / (sqrt(v) + eps) + decay w.
 struct LambFactors {

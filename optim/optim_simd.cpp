@@ -162,8 +162,7 @@ HWY_NOINLINE void local_sum_vectors(const MomentumFactors& f, const T* grad, con
 
 template <typename T>
 HWY_NOINLINE void sync_adam_vectors(const SyncFactors& f, const T* reduced, float* weights,
-                                    float* m, const float* v, float* u, const float* anchor,
-                                    std::int64_t n) {
+                                    float* m, const float* v, const float* anchor, std::int64_t n) {
   const VF32 sum_lr = all(f.sum_lr);
   const VF32 eps = all(f.eps);
   const VF32 decay = all(f.decay);
@@ -178,10 +177,6 @@ HWY_NOINLINE void sync_adam_vectors(const SyncFactors& f, const T* reduced, floa
         hn::Add(hn::Div(sum, hn::Add(hn::Sqrt(variance), eps)), hn::Mul(decay, old));
     const VF32 now = hn::IfThenElse(masked, old, hn::Sub(old, change));
     store_float(hn::Div(sum, sum_lr), m + i);
-    if (u != nullptr) {
-      fetch_to_write(u + i);
-      store_float(hn::Zero(F32()), u + i);
-    }
     store_float(now, weights + i);
   }
 }
@@ -353,11 +348,10 @@ void local_adam_all(const AdamFactors& f, TensorView grad, float* weights, float
 }
 
 void sync_adam_all(const SyncFactors& f, TensorView reduced, float* weights, float* m,
-                   const float* v, float* u, const float* anchor) {
+                   const float* v, const float* anchor) {
   const std::int64_t n = whole_vectors(reduced.elements);
-  visit(reduced, [&](const auto* g) { sync_adam_vectors(f, g, weights, m, v, u, anchor, n); });
-  sync_adam_reference(f, reduced.slice(n, reduced.elements), weights + n, m + n, v + n,
-                      u == nullptr ? nullptr : u + n, anchor + n);
+  visit(reduced, [&](const auto* g) { sync_adam_vectors(f, g, weights, m, v, anchor, n); });
+  sync_adam_reference(f, reduced.slice(n, reduced.elements), weights + n, m + n, v + n, anchor + n);
 }
 
 void lamb_move_all(const LambFactors& f, float lr, bool masks, float* weights, const float* m,
@@ -588,16 +582,14 @@ void local_sum(const MomentumOptions& options, TensorView grad, std::span<const 
 
 void sync_adam_step(const AdamOptions& options, double sum_lr, TensorView reduced,
                     std::span<float> weights, std::span<float> m, std::span<const float> v,
-                    std::span<float> u, std::span<const float> anchor) {
+                    std::span<const float> anchor) {
   check(reduced, {weights.size(), m.size(), v.size(), anchor.size()});
-  if (!u.empty()) check(reduced, {u.size()});
   if (!(sum_lr > 0)) {
     throw InvalidArgument("a sum of learning rates of " + std::to_string(sum_lr) +
                           ": expected more than 0");
   }
   HWY_DYNAMIC_DISPATCH(sync_adam_all)
-  (factors_of(options, sum_lr), reduced, weights.data(), m.data(), v.data(),
-   u.empty() ? nullptr : u.data(), anchor.data());
+  (factors_of(options, sum_lr), reduced, weights.data(), m.data(), v.data(), anchor.data());
 }
 
 LambSums lamb_moments(const AdamOptions& options, AdamSteps steps, TensorView grad,

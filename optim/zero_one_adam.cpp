@@ -131,7 +131,10 @@ void ZeroOneAdam::train_alone(std::size_t i, std::span<float> weights, TensorVie
   const std::span<float> anchor = first ? ensure(anchor_, i) : std::span<float>();
   sum_lr_[i] += options.lr;
   if (!all_finite(gradient)) {
-    std::ranges::copy(weights.first(anchor.size()), anchor.begin());
+    if (first) {
+      std::ranges::copy(weights, anchor.begin());
+      std::ranges::fill(u, 0.0F);
+    }
     return;
   }
   for_ranges(gradient.elements, [&](std::int64_t begin, std::int64_t end) {
@@ -153,7 +156,6 @@ void ZeroOneAdam::synchronise(std::size_t i, std::span<float> weights, TensorVie
       const std::span<float> w = slice(weights, begin, end);
       sync_adam_step(options, sum_lr, reduced.slice(begin, end), w, slice(m, begin, end),
                      slice(v, begin, end),
-                     alone ? slice(std::span(u_.values[i]), begin, end) : std::span<float>(),
                      alone ? slice(std::span(anchor_.values[i]), begin, end) : w);
     });
   } else {

@@ -66,8 +66,8 @@ class ZeroOneAdam final : public Optimizer {
   std::vector<std::size_t> unmoved_;  // members with lr 0 in all of the interval that ends
   Slot& m_;
   Slot& v_;
-  Slot& u_;       // the sum of lr m over these steps
-  Slot& anchor_;  // the weights before the first of these steps; stale where there are none
+  Slot& u_;       // the sum of lr m over these steps; stale where there are none
+  Slot& anchor_;  // the weights before the first of them; stale likewise
 };
 
 }  // namespace thinwire::optim

@@ -48,7 +48,7 @@ class Tensors(nn.Module):
 Make = Callable[[list[nn.Parameter], Any], torch.optim.Optimizer]
 INTERVAL = 2
 """Steps of one round, whose mean counts: in intervals every second one exchanges."""
-OURS: dict[str, tuple[str, Make, int, str]] = {
+OURS: dict[str, tuple[str, Make, float, str]] = {
     # name: policy, optimizer, streams of 4 bytes an element, torch's that it stands beside
     "OneBitAdam, warm-up": (
         "onebit",
@@ -68,7 +68,7 @@ OURS: dict[str, tuple[str, Make, int, str]] = {
         lambda p, r: tw.optim.ZeroOneAdam(
             p, r, var_freeze_step=FREEZE, local_step_scaler=1, local_step_clipper=INTERVAL
         ),
-        7,  # 8 in the local step, 6 in the one that exchanges
+        6.5,  # 8 in the local step, 5 in the one that exchanges
         "AdamW",
     ),
     "OneBitLAMB, warm-up": (

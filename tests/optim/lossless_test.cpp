@@ -257,6 +257,7 @@ TEST_F(Lossless, ZeroOneAdam) {
           const auto at = [&](std::size_t rank) -> Coordinate& { return layer.ranks[rank][i]; };
           for (std::size_t rank = 0; begins && rank < kRanks; ++rank) {
             at(rank).anchor = at(rank).weight;
+            at(rank).u = exact(0);
           }
           if (kind == ZeroOneStep::kLocal) {
             for (std::size_t rank = 0; rank < kRanks; ++rank) {

@@ -132,7 +132,6 @@ Bounded reference_local_sum(const Coordinate& c, Bounded grad, const AdamOptions
 }
 
 void reference_sync_adam(Coordinate& c, Bounded reduced, double sum_lr, const AdamOptions& o) {
-  c.u = exact(0);
   c.m = exact(0);
   if (c.v.value != 0) {
     c.m = reduced / constant(sum_lr);
