@@ -86,7 +86,7 @@ LambFactors frozen_lamb_factors_of(const AdamOptions& options, double factor) {
   AdamOptions o = options;
   o.bias_correction = false;
   LambFactors f = lamb_factors_of(o, {});
-  f.factor = static_cast<float>(1 / factor);
+  f.factor = static_cast<float>(factor);
   return f;
 }
 
@@ -230,15 +230,15 @@ FrozenLambElement frozen_lamb_element(const LambFactors& f, float reduced, float
     m = 0;
     return {};
   }
-  const float next = reduced * f.factor;
+  const float next = reduced / f.factor;
   const float g = (next - f.beta1 * m) * f.g_mix;
   m = next;
   fresh = f.v_keep * fresh + f.v_mix * g * g;
-  const float inverse = 1 / (std::sqrt(v) + f.eps);
-  const float direction = f.size * next * inverse;
+  const float root = std::sqrt(v) + f.eps;
+  const float direction = f.size * next / root;
   return {.direction = direction,
           .update = direction + f.decay * weight,
-          .inverse_ratio = (std::sqrt(fresh) + f.eps) * inverse};
+          .ratio = root / (std::sqrt(fresh) + f.eps)};
 }
 
 LambSums lamb_moments_reference(const LambFactors& f, TensorView grad, const float* weights,
@@ -260,17 +260,15 @@ LambSums frozen_lamb_moments_reference(const LambFactors& f, TensorView reduced,
   std::vector<float> direction(n);
   std::vector<float> update(n);
   LambSums sums;
-  float inverse_ratio = FrozenLambElement{}.inverse_ratio;
   visit(reduced, [&](const auto* mean) {
     for (std::size_t i = 0; i < n; ++i) {
       const FrozenLambElement element =
           frozen_lamb_element(f, to_float(mean[i]), weights[i], m[i], v[i], fresh[i]);
       direction[i] = element.direction;
       update[i] = element.update;
-      inverse_ratio = std::min(inverse_ratio, element.inverse_ratio);
+      sums.ratio = std::max(sums.ratio, element.ratio);
     }
   });
-  sums.ratio = 1 / inverse_ratio;
   sums.weights = square_sum_reference({weights, n});
   sums.update = square_sum_reference(update);
   sums.direction = square_sum_reference(direction);

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstddef>
-#include <limits>
 
 #include "optim/optim_kernels.h"
 
@@ -74,7 +73,7 @@ struct LambFactors {
   float decay;
   float beta1;   // frozen only, as what follows
   float g_mix;   // 1 / (1 - beta1)
-  float factor;  // m is `reduced` times it
+  float factor;  // m is `reduced` divided by it
 };
 LambFactors lamb_factors_of(const AdamOptions& options, AdamSteps steps);
 LambFactors frozen_lamb_factors_of(const AdamOptions& options, double factor);
@@ -83,7 +82,7 @@ float lamb_element(const LambFactors& f, float grad, float weight, float& m, flo
 struct FrozenLambElement {
   float direction = 0;
   float update = 0;
-  float inverse_ratio = std::numeric_limits<float>::infinity();
+  float ratio = 0;
 };
 FrozenLambElement frozen_lamb_element(const LambFactors& f, float reduced, float weight, float& m,
                                       float v, float& fresh);

@@ -207,7 +207,7 @@ HWY_NOINLINE void lamb_block(const LambFactors& f, const T* grad, const float* w
   }
 }
 
-// Returns the least inverse ratio.
+// Returns the largest ratio.
 template <typename T>
 HWY_NOINLINE float frozen_lamb_block(const LambFactors& f, const T* reduced, const float* weights,
                                      float* m, const float* v, float* fresh, float* direction,
@@ -220,37 +220,35 @@ HWY_NOINLINE float frozen_lamb_block(const LambFactors& f, const T* reduced, con
   const VF32 beta1 = all(f.beta1);
   const VF32 g_mix = all(f.g_mix);
   const VF32 factor = all(f.factor);
-  const VF32 one = all(1);
-  const VF32 none = all(FrozenLambElement{}.inverse_ratio);
-  VF32 least = none;
+  VF32 largest = hn::Zero(F32());
   std::int64_t i = 0;
   for (const std::int64_t end = whole_vectors(n); i < end;
        i += static_cast<std::int64_t>(hn::Lanes(F32()))) {
     const VF32 variance = load_float(v + i);
     const VF32 old_fresh = load_float(fresh + i);
     const auto masked = is_masked(variance);
-    const VF32 next = hn::IfThenZeroElse(masked, hn::Mul(load_float(reduced + i), factor));
+    const VF32 next = hn::IfThenZeroElse(masked, hn::Div(load_float(reduced + i), factor));
     const VF32 g = hn::Mul(hn::Sub(next, hn::Mul(beta1, load_float(m + i))), g_mix);
     const VF32 new_fresh = hn::Add(hn::Mul(v_keep, old_fresh), hn::Mul(hn::Mul(v_mix, g), g));
     store_float(next, m + i);
     store_float(hn::IfThenElse(masked, old_fresh, new_fresh), fresh + i);
-    const VF32 inverse = hn::Div(one, hn::Add(hn::Sqrt(variance), eps));
-    const VF32 inverse_ratio = hn::Mul(hn::Add(hn::Sqrt(new_fresh), eps), inverse);
-    least = hn::Min(least, hn::IfThenElse(masked, none, inverse_ratio));
-    const VF32 moves = hn::Mul(hn::Mul(size, next), inverse);
+    const VF32 root = hn::Add(hn::Sqrt(variance), eps);
+    const VF32 ratio = hn::Div(root, hn::Add(hn::Sqrt(new_fresh), eps));
+    largest = hn::Max(largest, hn::IfThenZeroElse(masked, ratio));
+    const VF32 moves = hn::Div(hn::Mul(size, next), root);
     const VF32 decays = hn::Mul(decay, load_float(weights + i));
     store_float(hn::IfThenZeroElse(masked, moves), direction + i);
     store_float(hn::IfThenZeroElse(masked, hn::Add(moves, decays)), update + i);
   }
-  float inverse_ratio = hn::GetLane(hn::MinOfLanes(F32(), least));
+  float ratio = hn::GetLane(hn::MaxOfLanes(F32(), largest));
   for (; i < n; ++i) {
     const FrozenLambElement element =
         frozen_lamb_element(f, to_float(reduced[i]), weights[i], m[i], v[i], fresh[i]);
     direction[i] = element.direction;
     update[i] = element.update;
-    inverse_ratio = std::min(inverse_ratio, element.inverse_ratio);
+    ratio = std::max(ratio, element.ratio);
   }
-  return inverse_ratio;
+  return ratio;
 }
 
 HWY_NOINLINE void lamb_move_vectors(const LambFactors& f, float lr, bool masks, float* weights,
@@ -432,23 +430,21 @@ LambSums lamb_moments_all(const LambFactors& f, TensorView grad, const float* we
 LambSums frozen_lamb_moments_all(const LambFactors& f, TensorView reduced, const float* weights,
                                  float* m, const float* v, float* fresh) {
   LambSums sums;
-  float inverse_ratio = FrozenLambElement{}.inverse_ratio;
   HWY_ALIGN float direction[kNormBlock];
   HWY_ALIGN float update[kNormBlock];
   visit(reduced, [&](const auto* g) {
     const auto elements = static_cast<std::size_t>(reduced.elements);
     for (std::size_t begin = 0; begin < elements; begin += kNormBlock) {
       const std::size_t n = std::min(kNormBlock, elements - begin);
-      const float of_block =
+      const float ratio =
           frozen_lamb_block(f, g + begin, weights + begin, m + begin, v + begin, fresh + begin,
                             direction, update, static_cast<std::int64_t>(n));
-      inverse_ratio = std::min(inverse_ratio, of_block);
+      sums.ratio = std::max(sums.ratio, ratio);
       sums.weights += block_sum<true>(weights + begin, n);
       sums.direction += block_sum<true>(direction, n);
       sums.update += block_sum<true>(update, n);
     }
   });
-  sums.ratio = 1 / inverse_ratio;
   return sums;
 }
 

@@ -260,7 +260,7 @@ TEST_P(HundredSteps, Lamb) {
     } else {
       each(grad, [&](Coordinate& c, Bounded g) {
         const Bounded sent =
-            constant(scale) * reference_local_momentum(c, g, kAdamW.beta1) * constant(1 / scale);
+            constant(scale) * reference_local_momentum(c, g, kAdamW.beta1) / constant(scale);
         const FrozenUpdate update = reference_frozen_lamb_moments(c, sent, kAdamW);
         updates.push_back(update.update);
         directions.push_back(update.direction);

@@ -157,11 +157,11 @@ FrozenUpdate reference_frozen_lamb_moments(Coordinate& c, Bounded reduced, const
   const Bounded g = (reduced - constant(o.beta1) * c.m) / constant(1 - o.beta1);
   c.m = reduced;
   c.fresh = constant(o.beta2) * c.fresh + constant(1 - o.beta2) * g * g;
+  const Bounded moves = direction(c, frozen(o), {});
   const Bounded eps = constant(o.eps);
-  const Bounded moves = c.m * (exact(1) / (sqrt(c.v) + eps));
   return {.direction = moves,
           .update = moves + constant(o.weight_decay) * c.weight,
-          .ratio = exact(1) / ((sqrt(c.fresh) + eps) * (exact(1) / (sqrt(c.v) + eps)))};
+          .ratio = (sqrt(c.v) + eps) / (sqrt(c.fresh) + eps)};
 }
 
 void reference_lamb_move(Coordinate& c, Bounded trust, Bounded update, const AdamOptions& o) {
